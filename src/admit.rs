@@ -1,0 +1,215 @@
+//! May this principal open this tunnel now? Origin, scope and limits: a [`Principal`] in, an [`Admission`] out.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::header::ORIGIN;
+
+use crate::auth::credential::Carrier;
+use crate::auth::{Principal, Verifier};
+use crate::denial::{Denial, Reason};
+use crate::limit::{Counts, Permit, Wanted};
+use crate::peer::{Caller, split_host};
+
+/// What a route asks of a principal besides its name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// `None`: the origin is not looked at.
+    pub origins: Option<Vec<Origin>>,
+    pub max_connections: Option<u32>,
+    pub max_connections_per_key: Option<u32>,
+}
+
+/// One of `allowed_origins`, compared part by part (RFC 6454 section 4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// `null`, as sandboxed pages send it.
+    Null,
+    Exact {
+        scheme: Box<str>,
+        host: Box<str>,
+        port: Option<u16>,
+    },
+    /// `https://*.example.com`, its host kept as `.example.com`: exactly one label more.
+    OneBelow {
+        scheme: Box<str>,
+        suffix: Box<str>,
+        port: Option<u16>,
+    },
+}
+
+impl Origin {
+    /// Reads an origin as it stands in the configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a sentence.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        if text == "null" {
+            return Ok(Self::Null);
+        }
+        let (scheme, rest) = text.split_once("://").ok_or("an origin is scheme://host or scheme://host:port")?;
+        if rest.contains(['/', '?', '#']) {
+            return Err("an origin has no path, not even a trailing slash");
+        }
+        let scheme = scheme.to_ascii_lowercase();
+        if scheme.is_empty() || !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)) {
+            return Err("an origin starts with a scheme such as https://");
+        }
+        let rest = rest.to_ascii_lowercase();
+        let (below, host) = rest.strip_prefix("*.").map_or((false, &*rest), |host| (true, host));
+        let (host, port) = split_host(host).ok_or("an origin's host is a name or an address, and perhaps a port")?;
+        let port = port.filter(|port| Some(*port) != default_port(&scheme));
+        let scheme = scheme.into();
+        Ok(if below {
+            Self::OneBelow { scheme, suffix: format!(".{host}").into(), port }
+        } else {
+            Self::Exact { scheme, host: host.into(), port }
+        })
+    }
+
+    fn allows(&self, sent: &Self) -> bool {
+        match (self, sent) {
+            (Self::OneBelow { scheme, suffix, port }, Self::Exact { scheme: sent_scheme, host, port: sent_port }) => {
+                let label = host.strip_suffix(&**suffix);
+                scheme == sent_scheme
+                    && port == sent_port
+                    && label.is_some_and(|label| !label.is_empty() && !label.contains('.'))
+            }
+            (allowed, sent) => allowed == sent,
+        }
+    }
+}
+
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
+    }
+}
+
+/// Proof that a principal may open a tunnel on a route now. It holds the permits, and they go back when it drops.
+#[derive(Debug)]
+pub struct Admission {
+    principal: Principal,
+    route: Arc<str>,
+    _permit: Permit,
+}
+
+impl Admission {
+    pub fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    pub fn route(&self) -> &Arc<str> {
+        &self.route
+    }
+}
+
+/// The route, as far as admission needs to know it.
+pub struct Door<'r> {
+    pub name: &'r Arc<str>,
+    pub conditions: &'r Conditions,
+}
+
+/// Scope, origin, limits, in this order: what costs nothing and takes nothing first.
+///
+/// # Errors
+/// 403 `not_allowed_on_route`, `origin_not_allowed`; 429 `too_many_connections`.
+pub fn admit(
+    door: &Door<'_>,
+    principal: Principal,
+    carrier: Option<&Carrier>,
+    headers: &HeaderMap,
+    caller: &Caller,
+    counts: &Arc<Counts>,
+) -> Result<Admission, Denial> {
+    let id = principal.key().map(|key| key.id.clone());
+    if principal.key().is_some_and(|key| !key.opens(door.name)) {
+        return Err(Denial::new(Reason::NotAllowedOnRoute, "this key does not open this route").of_key(id));
+    }
+    if let Some(allowed) = &door.conditions.origins {
+        let by_cookie = carrier == Some(&Carrier::Cookie);
+        check_origin(allowed, headers, by_cookie).map_err(|denial| denial.of_key(id.clone()))?;
+    }
+    let wanted = Wanted {
+        route: door.name,
+        max_of_route: door.conditions.max_connections,
+        key: id.as_ref(),
+        max_of_key: principal.key().and_then(|key| key.max_connections),
+        max_of_key_on_route: door.conditions.max_connections_per_key,
+        address: caller.address,
+    };
+    let permit = counts.admit(&wanted).map_err(|denial| denial.of_key(id))?;
+    Ok(Admission { principal, route: door.name.clone(), _permit: permit })
+}
+
+/// Whether a key that was admitted once would still be let in by these rules: the part of [`admit`] that a reload can
+/// change for a tunnel that stands.
+pub fn still_opens(principal: &Principal, verifier: &Verifier) -> bool {
+    matches!(verifier, Verifier::Open) || principal.key().is_some()
+}
+
+fn check_origin(allowed: &[Origin], headers: &HeaderMap, by_cookie: bool) -> Result<(), Denial> {
+    let deny = |detail: &'static str| Err(Denial::new(Reason::OriginNotAllowed, detail));
+    let mut sent = headers.get_all(ORIGIN).iter();
+    let Some(origin) = sent.next() else {
+        // Only browsers send an Origin, and only browsers send cookies to whoever asks.
+        return if by_cookie { deny("a cookie counts only together with an Origin") } else { Ok(()) };
+    };
+    if sent.next().is_some() {
+        return deny("the request has two Origin headers");
+    }
+    let origin = origin.to_str().ok().and_then(|text| Origin::parse(text).ok());
+    match origin {
+        Some(origin) if allowed.iter().any(|pattern| pattern.allows(&origin)) => Ok(()),
+        _ => deny("pages of this origin may not connect here"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(pattern: &str, sent: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(ORIGIN, sent.parse().unwrap());
+        check_origin(&[Origin::parse(pattern).unwrap()], &headers, false).is_ok()
+    }
+
+    #[test]
+    fn origins_are_compared_part_by_part() {
+        assert!(allows("https://app.example.com", "https://app.example.com"));
+        assert!(allows("https://app.example.com", "https://APP.example.com:443"));
+        assert!(allows("http://127.0.0.1:8000", "http://127.0.0.1:8000"));
+        for sent in [
+            "http://app.example.com",
+            "https://app.example.com.evil.example",
+            "https://evilapp.example.com",
+            "https://appxexample.com",
+            "https://app.example.com:8443",
+            "https://app.example.com/",
+            "https://u@app.example.com",
+            "null",
+            "",
+        ] {
+            assert!(!allows("https://app.example.com", sent), "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_is_one_label() {
+        assert!(allows("https://*.example.com", "https://a.example.com"));
+        for sent in ["https://example.com", "https://a.b.example.com", "https://.example.com", "https://aexample.com"] {
+            assert!(!allows("https://*.example.com", sent), "{sent}");
+        }
+        assert!(!allows("https://*.example.com", "https://*.example.com"));
+    }
+
+    #[test]
+    fn a_cookie_needs_an_origin() {
+        let allowed = [Origin::parse("https://a.example").unwrap()];
+        assert!(check_origin(&allowed, &HeaderMap::new(), false).is_ok());
+        assert!(check_origin(&allowed, &HeaderMap::new(), true).is_err());
+    }
+}

@@ -1,0 +1,238 @@
+//! Every refusal: its reason word, status, headers and body. One closed list, so that the answer, the log line and the
+//! metric can never disagree.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Response, StatusCode};
+
+/// Why a request is refused. The word is part of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    BadHandshake,
+    ConflictingCredentials,
+    AmbiguousPath,
+    MissingCredential,
+    InvalidCredential,
+    ExpiredCredential,
+    NotAllowedOnRoute,
+    OriginNotAllowed,
+    AddressNotAllowed,
+    NoRoute,
+    RequestTimeout,
+    TargetTooLong,
+    UpgradeRequired,
+    TooManyConnections,
+    TooManyAttempts,
+    HeadTooLarge,
+    UpstreamUnreachable,
+    UpstreamBadHandshake,
+    Draining,
+    AtCapacity,
+    UpstreamTimeout,
+}
+
+impl Reason {
+    pub const ALL: [Self; 21] = [
+        Self::BadHandshake,
+        Self::ConflictingCredentials,
+        Self::AmbiguousPath,
+        Self::MissingCredential,
+        Self::InvalidCredential,
+        Self::ExpiredCredential,
+        Self::NotAllowedOnRoute,
+        Self::OriginNotAllowed,
+        Self::AddressNotAllowed,
+        Self::NoRoute,
+        Self::RequestTimeout,
+        Self::TargetTooLong,
+        Self::UpgradeRequired,
+        Self::TooManyConnections,
+        Self::TooManyAttempts,
+        Self::HeadTooLarge,
+        Self::UpstreamUnreachable,
+        Self::UpstreamBadHandshake,
+        Self::Draining,
+        Self::AtCapacity,
+        Self::UpstreamTimeout,
+    ];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::BadHandshake => "bad_handshake",
+            Self::ConflictingCredentials => "conflicting_credentials",
+            Self::AmbiguousPath => "ambiguous_path",
+            Self::MissingCredential => "missing_credential",
+            Self::InvalidCredential => "invalid_credential",
+            Self::ExpiredCredential => "expired_credential",
+            Self::NotAllowedOnRoute => "not_allowed_on_route",
+            Self::OriginNotAllowed => "origin_not_allowed",
+            Self::AddressNotAllowed => "address_not_allowed",
+            Self::NoRoute => "no_route",
+            Self::RequestTimeout => "request_timeout",
+            Self::TargetTooLong => "target_too_long",
+            Self::UpgradeRequired => "upgrade_required",
+            Self::TooManyConnections => "too_many_connections",
+            Self::TooManyAttempts => "too_many_attempts",
+            Self::HeadTooLarge => "head_too_large",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamBadHandshake => "upstream_bad_handshake",
+            Self::Draining => "draining",
+            Self::AtCapacity => "at_capacity",
+            Self::UpstreamTimeout => "upstream_timeout",
+        }
+    }
+
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BadHandshake | Self::ConflictingCredentials | Self::AmbiguousPath => StatusCode::BAD_REQUEST,
+            Self::MissingCredential | Self::InvalidCredential | Self::ExpiredCredential => StatusCode::UNAUTHORIZED,
+            Self::NotAllowedOnRoute | Self::OriginNotAllowed | Self::AddressNotAllowed => StatusCode::FORBIDDEN,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Self::TooManyConnections | Self::TooManyAttempts => StatusCode::TOO_MANY_REQUESTS,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UpstreamUnreachable | Self::UpstreamBadHandshake => StatusCode::BAD_GATEWAY,
+            Self::Draining | Self::AtCapacity => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Seconds after which a retry makes sense.
+    fn retry_after(self) -> Option<&'static str> {
+        match self {
+            Self::TooManyConnections | Self::Draining | Self::AtCapacity => Some("5"),
+            Self::TooManyAttempts => Some("60"),
+            Self::BadHandshake
+            | Self::ConflictingCredentials
+            | Self::AmbiguousPath
+            | Self::MissingCredential
+            | Self::InvalidCredential
+            | Self::ExpiredCredential
+            | Self::NotAllowedOnRoute
+            | Self::OriginNotAllowed
+            | Self::AddressNotAllowed
+            | Self::NoRoute
+            | Self::RequestTimeout
+            | Self::TargetTooLong
+            | Self::UpgradeRequired
+            | Self::HeadTooLarge
+            | Self::UpstreamUnreachable
+            | Self::UpstreamBadHandshake
+            | Self::UpstreamTimeout => None,
+        }
+    }
+}
+
+/// A refusal: the reason for everybody, a detail for the client, the cause for the operator.
+#[derive(Debug)]
+pub struct Denial {
+    pub reason: Reason,
+    /// 405 for CONNECT; everything else has its reason's own status.
+    status: StatusCode,
+    /// What the client is told. Never made from what the request held.
+    pub detail: Cow<'static, str>,
+    /// What the log is told besides.
+    pub cause: Cow<'static, str>,
+    /// Whose credential it was, where that is known.
+    pub key: Option<Arc<str>>,
+    /// `WWW-Authenticate`, for a 401.
+    challenge: Option<Cow<'static, str>>,
+}
+
+impl Denial {
+    pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            reason,
+            status: reason.status(),
+            detail: detail.into(),
+            cause: Cow::Borrowed(""),
+            key: None,
+            challenge: None,
+        }
+    }
+
+    pub fn bad_handshake(detail: &'static str) -> Self {
+        Self::new(Reason::BadHandshake, detail)
+    }
+
+    /// The only method that is refused whatever stands around it.
+    pub fn connect_method() -> Self {
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::bad_handshake("CONNECT is not served here") }
+    }
+
+    #[must_use]
+    pub fn because(self, cause: impl Into<Cow<'static, str>>) -> Self {
+        Self { cause: cause.into(), ..self }
+    }
+
+    #[must_use]
+    pub fn of_key(self, key: Option<Arc<str>>) -> Self {
+        Self { key, ..self }
+    }
+
+    #[must_use]
+    pub fn challenge(self, challenge: impl Into<Cow<'static, str>>) -> Self {
+        Self { challenge: Some(challenge.into()), ..self }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The answer (RFC 9457). It ends the connection, as every answer but a 101 does.
+    pub fn response(&self, request_id: &str) -> Response<Bytes> {
+        let word = self.reason.word();
+        let body = serde_json::json!({
+            "type": format!("https://github.com/wsbouncer/wsbouncer/blob/main/docs/refusals.md#{word}"),
+            "title": self.status.canonical_reason().unwrap_or("Refused"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+            "reason": word,
+            "request_id": request_id,
+        });
+        let mut response = Response::new(Bytes::from(format!("{body}\n")));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        if let Ok(id) = HeaderValue::from_str(request_id) {
+            headers.insert("x-request-id", id);
+        }
+        if let Some(seconds) = self.reason.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if let Some(challenge) = self.challenge.as_ref().and_then(|text| HeaderValue::from_str(text).ok()) {
+            headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        if self.reason == Reason::UpgradeRequired {
+            // RFC 9110 section 15.5.22 and RFC 6455 section 4.4.
+            headers.insert("upgrade", HeaderValue::from_static("websocket"));
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade, close"));
+            headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_unique_and_snake_case() {
+        let mut words: Vec<_> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+        assert!(words.iter().all(|word| word.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase())));
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Reason::ALL.len());
+    }
+}

@@ -1,0 +1,272 @@
+//! Counts of what is open, by route, key and address, and the permits that keep them. Outside the rules, so that a reload
+//! changes the limits and never the counts.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::denial::{Denial, Reason};
+use crate::rules::{Limits, UnixTime};
+
+/// What one tunnel needs room for.
+pub struct Wanted<'w> {
+    pub route: &'w Arc<str>,
+    pub max_of_route: Option<u32>,
+    pub key: Option<&'w Arc<str>>,
+    pub max_of_key: Option<u32>,
+    pub max_of_key_on_route: Option<u32>,
+    pub address: IpAddr,
+}
+
+/// All counts of this process.
+#[derive(Default)]
+pub struct Counts {
+    open: Mutex<Open>,
+    /// Connections of the data port, tunnels included.
+    connections: AtomicU32,
+}
+
+#[derive(Default)]
+struct Open {
+    limits: Limits,
+    total: u32,
+    routes: HashMap<Arc<str>, u32>,
+    keys: HashMap<Arc<str>, KeyUse>,
+    keys_on_routes: HashMap<(Arc<str>, Arc<str>), u32>,
+    addresses: HashMap<IpAddr, u32>,
+    failures: HashMap<IpAddr, Bucket>,
+}
+
+/// How a key is used; kept when its last tunnel ends, for the operator who wants to know whether it still is.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyUse {
+    pub open: u32,
+    pub last_used: UnixTime,
+}
+
+struct Bucket {
+    level: f64,
+    at: Instant,
+}
+
+/// Addresses whose failures are remembered; beyond that the oldest are forgotten.
+const MAX_FAILING_ADDRESSES: usize = 65_536;
+
+impl Counts {
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        // Counts stay true even if a thread panicked here: every change is a single step.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over the limits of new rules.
+    pub fn set_limits(&self, limits: Limits) {
+        self.lock().limits = limits;
+    }
+
+    /// Takes one place in every count that a tunnel stands in, or none.
+    ///
+    /// # Errors
+    /// 503 `at_capacity` when the whole process is full, 429 `too_many_connections` for the others.
+    pub fn admit(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<Permit, Denial> {
+        let address = network(wanted.address);
+        let mut open = self.lock();
+        let full = |count: u32, limit: Option<u32>| limit.is_some_and(|limit| count >= limit);
+        if full(open.total, open.limits.max_connections) {
+            return Err(Denial::new(Reason::AtCapacity, "all connections are in use")
+                .because("limits.max_connections is reached"));
+        }
+        let many = |cause: &'static str| {
+            Err(Denial::new(Reason::TooManyConnections, "too many connections are open already").because(cause))
+        };
+        if full(open.addresses.get(&address).copied().unwrap_or(0), open.limits.max_connections_per_address) {
+            return many("limits.max_connections_per_address is reached");
+        }
+        if full(open.routes.get(wanted.route).copied().unwrap_or(0), wanted.max_of_route) {
+            return many("the route's max_connections is reached");
+        }
+        if let Some(key) = wanted.key {
+            if full(open.keys.get(key).map_or(0, |key| key.open), wanted.max_of_key) {
+                return many("the key's max_connections is reached");
+            }
+            let on_route = (wanted.route.clone(), key.clone());
+            if full(open.keys_on_routes.get(&on_route).copied().unwrap_or(0), wanted.max_of_key_on_route) {
+                return many("the route's max_connections_per_key is reached");
+            }
+            *open.keys_on_routes.entry(on_route).or_default() += 1;
+            let now = UnixTime::now();
+            let used = open.keys.entry(key.clone()).or_insert(KeyUse { open: 0, last_used: now });
+            used.open += 1;
+            used.last_used = now;
+        }
+        open.total += 1;
+        *open.routes.entry(wanted.route.clone()).or_default() += 1;
+        *open.addresses.entry(address).or_default() += 1;
+        drop(open);
+        Ok(Permit { counts: self.clone(), route: wanted.route.clone(), key: wanted.key.cloned(), address })
+    }
+
+    /// Whether this address has shown too many wrong credentials lately; asked before one is verified.
+    ///
+    /// # Errors
+    /// 429 `too_many_attempts`.
+    pub fn may_attempt(&self, address: IpAddr, now: Instant) -> Result<(), Denial> {
+        let open = self.lock();
+        let Some(limit) = open.limits.max_failed_attempts_per_minute else { return Ok(()) };
+        match open.failures.get(&network(address)) {
+            Some(bucket) if bucket.level_at(now, limit) >= f64::from(limit) => {
+                Err(Denial::new(Reason::TooManyAttempts, "too many failed attempts from this address")
+                    .because("limits.max_failed_attempts_per_minute is reached"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a wrong credential.
+    pub fn failed(&self, address: IpAddr, now: Instant) {
+        let mut open = self.lock();
+        let Some(limit) = open.limits.max_failed_attempts_per_minute else { return };
+        if open.failures.len() >= MAX_FAILING_ADDRESSES {
+            open.failures.retain(|_, bucket| bucket.level_at(now, limit) >= 1.0);
+            if open.failures.len() >= MAX_FAILING_ADDRESSES {
+                open.failures.clear();
+            }
+        }
+        let bucket = open.failures.entry(network(address)).or_insert(Bucket { level: 0.0, at: now });
+        *bucket = Bucket { level: bucket.level_at(now, limit) + 1.0, at: now };
+    }
+
+    /// Every key that was used since the start, in order of names, at most `most` of them.
+    pub fn keys(&self, most: usize) -> Vec<(Arc<str>, KeyUse)> {
+        let mut keys: Vec<_> = self.lock().keys.iter().map(|(id, used)| (id.clone(), *used)).collect();
+        keys.sort_by(|a, b| a.0.cmp(&b.0));
+        keys.truncate(most);
+        keys
+    }
+
+    /// Forgets keys that are gone from the rules and have nothing open.
+    pub fn forget_keys(&self, is_known: impl Fn(&str) -> bool) {
+        self.lock().keys.retain(|id, used| used.open > 0 || is_known(id));
+    }
+
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts an accepted connection until the guard drops.
+    pub fn connection(self: &Arc<Self>) -> Connection {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Connection(self.clone())
+    }
+}
+
+impl Bucket {
+    /// Failures leak away at the rate that is allowed.
+    fn level_at(&self, now: Instant, per_minute: u32) -> f64 {
+        let minutes = now.saturating_duration_since(self.at).as_secs_f64() / 60.0;
+        (self.level - minutes * f64::from(per_minute)).max(0.0)
+    }
+}
+
+/// One accepted connection, counted.
+pub struct Connection(Arc<Counts>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One place in each count; given back on drop.
+pub struct Permit {
+    counts: Arc<Counts>,
+    route: Arc<str>,
+    key: Option<Arc<str>>,
+    address: IpAddr,
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Permit").field("route", &self.route).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        fn give_back<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
+            if let Some(count) = counts.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(key);
+                }
+            }
+        }
+        let mut open = self.counts.lock();
+        open.total -= 1;
+        give_back(&mut open.routes, &self.route);
+        give_back(&mut open.addresses, &self.address);
+        if let Some(key) = &self.key {
+            give_back(&mut open.keys_on_routes, &(self.route.clone(), key.clone()));
+            if let Some(used) = open.keys.get_mut(key) {
+                used.open -= 1;
+                used.last_used = UnixTime::now();
+            }
+        }
+    }
+}
+
+/// One home network counts as one address: a /64 for IPv6.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn wanted<'w>(route: &'w Arc<str>, key: &'w Arc<str>) -> Wanted<'w> {
+        Wanted {
+            route,
+            max_of_route: Some(3),
+            key: Some(key),
+            max_of_key: Some(2),
+            max_of_key_on_route: None,
+            address: "127.0.0.1".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn permits_go_back_when_they_drop() {
+        let counts = Arc::new(Counts::default());
+        let (route, a, b): (Arc<str>, Arc<str>, Arc<str>) = ("r".into(), "a".into(), "b".into());
+        let first = counts.admit(&wanted(&route, &a)).unwrap();
+        let _second = counts.admit(&wanted(&route, &a)).unwrap();
+        assert_eq!(counts.admit(&wanted(&route, &a)).unwrap_err().reason, Reason::TooManyConnections);
+        let _third = counts.admit(&wanted(&route, &b)).unwrap();
+        assert!(counts.admit(&wanted(&route, &b)).is_err(), "the route is full");
+        drop(first);
+        let fourth = counts.admit(&wanted(&route, &a));
+        assert!(fourth.is_ok());
+        assert_eq!(counts.keys(9).iter().map(|(_, used)| used.open).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn failures_leak_away() {
+        let counts = Counts::default();
+        counts.set_limits(Limits { max_failed_attempts_per_minute: Some(2), ..Limits::default() });
+        let address = "2001:db8::1".parse().unwrap();
+        let neighbour = "2001:db8::2".parse().unwrap();
+        let now = Instant::now();
+        assert!(counts.may_attempt(address, now).is_ok());
+        counts.failed(address, now);
+        counts.failed(neighbour, now);
+        assert!(counts.may_attempt(address, now).is_err(), "one network, one count");
+        assert!(counts.may_attempt(address, now + Duration::from_secs(31)).is_ok());
+    }
+}

@@ -1,0 +1,204 @@
+//! Which route a request takes: pure look-up by host and path, the most specific match first whatever the order in the file.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admit::Conditions;
+use crate::auth::Verifier;
+use crate::headers::HeaderTemplate;
+use crate::upstream::Upstream;
+
+/// One route, compiled: what it takes, who may use it, and where it leads.
+#[derive(Debug)]
+pub struct Route {
+    pub name: Arc<str>,
+    pub host: HostPattern,
+    pub path: PathPattern,
+    pub verifier: Verifier,
+    pub conditions: Conditions,
+    pub hide_credentials: bool,
+    /// Identity and other headers that the upstream gets from us.
+    pub headers: Vec<HeaderTemplate>,
+    pub timeouts: Timeouts,
+    pub upstream: Arc<Upstream>,
+}
+
+/// `None` means no limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Duration,
+    /// From the dial to the upstream's complete answer.
+    pub handshake: Duration,
+    pub idle: Option<Duration>,
+    pub max_lifetime: Option<Duration>,
+    /// How long one direction may live without bytes after the other has ended.
+    pub half_close: Duration,
+}
+
+/// Which hosts a route takes. Texts are in lower case, without port and trailing dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    Any,
+    Exact(Box<str>),
+    /// `*.example.com`, kept as `.example.com`: any depth below, not the domain itself.
+    Below(Box<str>),
+}
+
+/// Which paths a route takes, compared byte by byte.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PathPattern {
+    Any,
+    Exact(Box<str>),
+    /// `/chat/*`, kept as `/chat/`: everything that starts so.
+    Prefix(Box<str>),
+}
+
+/// Why a request has no route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotFound {
+    NoRoute,
+    /// The path could be read in two ways, and a route here matches on paths.
+    AmbiguousPath,
+}
+
+/// All routes, arranged for look-up.
+#[derive(Default)]
+pub struct RouteTable {
+    exact: HashMap<Box<str>, Paths>,
+    /// By suffix such as `.example.com`.
+    below: HashMap<Box<str>, Paths>,
+    any: Paths,
+    by_name: HashMap<Arc<str>, Arc<Route>>,
+    matches_on_path: bool,
+}
+
+#[derive(Default)]
+struct Paths {
+    exact: HashMap<Box<str>, Arc<Route>>,
+    /// The longest first.
+    prefixes: Vec<(Box<str>, Arc<Route>)>,
+    any: Option<Arc<Route>>,
+}
+
+impl RouteTable {
+    /// Arranges the routes. Names are expected to be unique.
+    ///
+    /// # Errors
+    /// Pairs of indices (earlier, later) of routes that take the same host and path.
+    pub fn new(routes: Vec<Route>) -> Result<Self, Vec<(usize, usize)>> {
+        let mut table = Self::default();
+        let mut seen = HashMap::new();
+        let mut clashes = Vec::new();
+        for (index, route) in routes.into_iter().enumerate() {
+            if let Some(earlier) = seen.insert((route.host.clone(), route.path.clone()), index) {
+                clashes.push((earlier, index));
+                continue;
+            }
+            table.matches_on_path |= route.path != PathPattern::Any;
+            let route = Arc::new(route);
+            table.by_name.insert(route.name.clone(), route.clone());
+            let paths = match &route.host {
+                HostPattern::Any => &mut table.any,
+                HostPattern::Exact(host) => table.exact.entry(host.clone()).or_default(),
+                HostPattern::Below(suffix) => table.below.entry(suffix.clone()).or_default(),
+            };
+            paths.add(route);
+        }
+        if clashes.is_empty() { Ok(table) } else { Err(clashes) }
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
+        self.by_name.get(name)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.by_name.values()
+    }
+
+    /// The most specific route for a host (as sent, port and case included) and a raw path.
+    ///
+    /// # Errors
+    /// [`NotFound`]: a path that could be read in two ways is refused before it is compared with anything.
+    pub fn find(&self, host: &str, path: &str) -> Result<&Arc<Route>, NotFound> {
+        if self.matches_on_path && is_ambiguous(path) {
+            return Err(NotFound::AmbiguousPath);
+        }
+        let host = normal_host(host);
+        let found = self.exact.get(&*host).and_then(|paths| paths.find(path)).or_else(|| {
+            let dots = host.match_indices('.').map(|(at, _)| &host[at..]);
+            dots.filter_map(|suffix| self.below.get(suffix)).find_map(|paths| paths.find(path))
+        });
+        let route = found.or_else(|| self.any.find(path)).ok_or(NotFound::NoRoute)?;
+        // A backend may cut `;parameters` off before it compares paths (RFC 3986 section 3.3), we do not.
+        if matches!(route.path, PathPattern::Prefix(_)) && path.contains(';') {
+            return Err(NotFound::AmbiguousPath);
+        }
+        Ok(route)
+    }
+}
+
+impl Paths {
+    fn add(&mut self, route: Arc<Route>) {
+        match &route.path {
+            PathPattern::Any => self.any = Some(route),
+            PathPattern::Exact(path) => {
+                self.exact.insert(path.clone(), route);
+            }
+            PathPattern::Prefix(prefix) => {
+                let at = self.prefixes.partition_point(|(other, _)| other.len() >= prefix.len());
+                self.prefixes.insert(at, (prefix.clone(), route));
+            }
+        }
+    }
+
+    fn find(&self, path: &str) -> Option<&Arc<Route>> {
+        self.exact
+            .get(path)
+            .or_else(|| self.prefixes.iter().find(|(prefix, _)| path.starts_with(&**prefix)).map(|(_, route)| route))
+            .or(self.any.as_ref())
+    }
+}
+
+/// Lower case, without port and trailing dot. Borrowed where nothing has to change.
+fn normal_host(host: &str) -> std::borrow::Cow<'_, str> {
+    let host = crate::peer::split_host(host).map_or(host, |(host, _)| host);
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
+}
+
+/// Empty segments, dot segments in any spelling, encoded separators and NUL, percent signs that are themselves encoded:
+/// a backend may read such a path differently from us.
+pub fn is_ambiguous(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    if !bytes.contains(&b'%') && !path.contains("//") && !path.contains("/.") {
+        return false;
+    }
+    for (at, _) in path.match_indices('%') {
+        let code = bytes.get(at + 1..at + 3).map(<[u8]>::to_ascii_lowercase);
+        match code.as_deref() {
+            Some(b"2f" | b"5c" | b"00" | b"25") | None => return true,
+            Some(_) => {}
+        }
+    }
+    let is_dots = |segment: &str| {
+        let plain = segment.split(';').next().unwrap_or_default().to_ascii_lowercase().replace("%2e", ".");
+        plain == "." || plain == ".."
+    };
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        // A trailing slash leaves one empty segment at the end, which is no ambiguity.
+        if (segment.is_empty() && segments.peek().is_some()) || is_dots(segment) {
+            return true;
+        }
+    }
+    false
+}

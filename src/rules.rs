@@ -1,0 +1,59 @@
+//! What a request needs to know, as plain values: [`Rules`], swapped whole on reload, and [`Settings`], read once.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use crate::auth::api_key::Keys;
+use crate::peer::TrustedProxies;
+use crate::route::RouteTable;
+
+/// Read once, at the start: a change of these needs a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub listen: Vec<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}
+
+/// Everything that decides about requests and tunnels. Immutable; a reload swaps the whole.
+pub struct Rules {
+    pub routes: RouteTable,
+    pub keys: Keys,
+    pub trusted_proxies: TrustedProxies,
+    pub limits: Limits,
+    /// From accept until the request head is complete.
+    pub head_timeout: Duration,
+    /// Idle time after which TCP starts to probe a silent peer.
+    pub tcp_keepalive: Option<Duration>,
+    pub on_revoked: Duration,
+    pub on_route_removed: Duration,
+    pub drain: Drain,
+    /// SHA-256 over the files these rules were made of, to see whether two instances agree.
+    pub fingerprint: String,
+}
+
+/// Limits of the whole process. `None` means no limit of this kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub max_connections: Option<u32>,
+    pub max_connections_per_address: Option<u32>,
+    pub max_failed_attempts_per_minute: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// All tunnels are gone after this.
+    pub timeout: Duration,
+    /// Closing them is spread over this, so that clients do not reconnect all at once.
+    pub spread: Duration,
+}
+
+/// Whole seconds since 1970, UTC: fine enough for dates that people write into a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnixTime(pub i64);
+
+impl UnixTime {
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    }
+}

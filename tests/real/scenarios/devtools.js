@@ -1,0 +1,58 @@
+'use strict';
+// Chromium's DevTools protocol: whoever reaches its port owns the browser, and it has no login.
+
+const assert = require('node:assert/strict');
+const { assertRefused, dial, get, newKey } = require('../support');
+
+const GET_VERSION = JSON.stringify({ id: 1, method: 'Browser.getVersion' });
+
+module.exports = async ({ scope, check }) => {
+  const key = newKey();
+  const { port, target } = await scope.devtools();
+  const gate = await scope.gate(`
+keys:
+  - { id: robot, secret: ${key} }
+upstreams:
+  kept: ws://127.0.0.1:${port}
+  rewritten: { url: "ws://127.0.0.1:${port}", host: upstream }
+routes:
+  - { host: kept.test, upstream: kept }
+  - { host: rewritten.test, upstream: rewritten }
+  - { upstream: kept }
+`);
+  const command = async (headers) => {
+    const client = await dial(gate.ws(target), [], { headers });
+    if (client.status) return client;
+    const { result } = JSON.parse(await client.ask(GET_VERSION));
+    client.close();
+    return result;
+  };
+
+  await check('GET /json/version answers without wsbouncer', async () => {
+    assert.equal((await get(`http://127.0.0.1:${port}/json/version`)).status, 200);
+  });
+  await check('GET /json/version is refused with 426, with and without the key', async () => {
+    const url = `http://${gate.address}/json/version`;
+    assertRefused(await get(url), 426, 'upgrade_required');
+    assertRefused(await get(url, { 'X-Api-Key': key }), 426, 'upgrade_required');
+  });
+  await check('Browser.getVersion works with the key', async () => {
+    const { product } = await command({ 'X-Api-Key': key });
+    assert.match(product, /Chrome/);
+    return product;
+  });
+  await check('Browser.getVersion fails without the key', async () => {
+    assertRefused(await command({}), 401, 'missing_credential');
+  });
+
+  // DevTools answers only to a Host that is localhost or an address, against DNS rebinding.
+  await check("the service's own refusal of a foreign Host is passed through", async () => {
+    const { status, body } = await command({ 'X-Api-Key': key, Host: 'kept.test' });
+    assert.equal(status, 500);
+    assert.match(body, /Host header/);
+  });
+  await check('`host: upstream` gives it the Host that it wants', async () => {
+    const { product } = await command({ 'X-Api-Key': key, Host: 'rewritten.test' });
+    assert.match(product, /Chrome/);
+  });
+};

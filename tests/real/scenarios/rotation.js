@@ -1,0 +1,73 @@
+'use strict';
+// Editing the YAML is the revocation: who lost the right is closed within a second, nobody else notices.
+
+const assert = require('node:assert/strict');
+const { assertRefused, dial, newKey, within } = require('../support');
+
+// One second for wsbouncer, as promised, and half of one for a busy machine.
+const SOON_MS = 1500;
+
+/** Sends numbered messages without a pause until told to stop; returns how many came back, in order. */
+function keepEchoing(client) {
+  let going = true;
+  const done = (async () => {
+    for (let n = 0; ; n += 1) {
+      if (!going) return n;
+      assert.equal(String(await client.ask(`message ${n}`)), `message ${n}`);
+    }
+  })();
+  done.catch(() => {}); // seen by whoever calls stop
+  return { stop: () => { going = false; return done; } };
+}
+
+module.exports = async ({ scope, check }) => {
+  const [leaver, old, next, stayer] = [newKey(), newKey(), newKey(), newKey()];
+  const upstream = await scope.echo();
+  const yaml = (keys) => `upstream: ${upstream.url}\nkeys:\n${keys.map((key) => `  - ${key}\n`).join('')}`;
+  const staying = `{ id: stayer, secret: ${stayer} }`;
+  const gate = await scope.gate(yaml([
+    `{ id: leaver, secret: ${leaver} }`,
+    `{ id: rotating, secrets: [plain: ${old}, plain: ${next}] }`,
+    staying,
+  ]));
+  const open = (key) => dial(gate.ws('/'), [], { headers: { 'X-Api-Key': key } });
+  const closing = (client) => new Promise((resolve) => {
+    client.on('close', (code, reason) => resolve({ code, reason: String(reason), at: performance.now() }));
+  });
+
+  const [leaving, onOld, onNext, steady] = await Promise.all([leaver, old, next, stayer].map(open));
+  for (const client of [leaving, onOld, onNext]) await client.ask('hello');
+  const traffic = keepEchoing(steady);
+
+  // Gone: the key `leaver`, and the old secret of `rotating`.
+  const closed = Promise.all([closing(leaving), closing(onOld)]);
+  const edited = performance.now();
+  gate.edit(yaml([`{ id: rotating, secrets: [plain: ${next}] }`, staying]));
+
+  await check('the connection of a removed key is closed with 4401 within about a second', async () => {
+    const [{ code, reason, at }] = await within(closed, 'Close frames');
+    assert.deepEqual({ code, reason }, { code: 4401, reason: 'revoked' });
+    assert.ok(at - edited < SOON_MS, `${Math.round(at - edited)} ms`);
+    await gate.logged('tunnel closed', { key: 'leaver', cause: 'revoked', code: 4401 });
+    return `${Math.round(at - edited)} ms`;
+  });
+  await check('so is the one that came in with the removed secret of a rotated key', async () => {
+    const [, { code, at }] = await within(closed, 'Close frames');
+    assert.equal(code, 4401);
+    assert.ok(at - edited < SOON_MS, `${Math.round(at - edited)} ms`);
+  });
+  await check('the one on the new secret stays', async () => {
+    assert.equal(String(await onNext.ask('still here')), 'still here');
+  });
+  await check("another key's connection echoed all the while", async () => {
+    assert.equal(String(await within(open(leaver).then(({ status }) => status), 'refusal')), '401');
+    return `${await traffic.stop()} messages`;
+  });
+  await check('the removed key and the removed secret do not open any more', async () => {
+    assertRefused(await open(leaver), 401, 'invalid_credential');
+    assertRefused(await open(old), 401, 'invalid_credential');
+  });
+  await check('the service was told as well: its end of the closed connections is gone', async () => {
+    assert.equal(upstream.sockets.clients.size, 2);
+  });
+};
