@@ -1,5 +1,6 @@
 //! wsbouncer: a reverse proxy that authenticates WebSocket upgrades.
 
+pub mod admin;
 pub mod admit;
 pub mod auth;
 pub mod denial;
@@ -15,8 +16,10 @@ pub mod metrics;
 pub mod peer;
 pub mod proxy;
 pub mod relay;
+pub mod reload;
 pub mod route;
 pub mod rules;
 pub mod secret;
+pub mod server;
 pub mod tunnels;
 pub mod upstream;

@@ -6,30 +6,20 @@ use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use clap::ValueEnum;
 use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::denial::Denial;
 use crate::end::End;
 use crate::tunnels::Live;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// One readable line an event
-    Human,
-    /// One JSON object a line
-    Json,
-}
-
-/// Sends events to standard error. `level` is a level's name, or a filter as `tracing-subscriber` reads it.
-pub fn init(format: Format, level: &str) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        Format::Human => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        Format::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
+/// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
+pub fn init(json: bool, level: tracing::Level) {
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    if json {
+        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+    } else {
+        builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     }
 }
 

@@ -85,6 +85,11 @@ impl Keys {
         self.count == 0
     }
 
+    /// Every key, once for each of its secrets.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.by_digest.values().map(|found| &found.key)
+    }
+
     /// The key of a secret, if it is good now.
     ///
     /// # Errors
