@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod auth;
+pub mod cli;
 pub mod denial;
 pub mod headers;
 pub mod limit;
