@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod admit;
 pub mod auth;
+pub mod cli;
 pub mod denial;
 pub mod end;
 pub mod frame;
