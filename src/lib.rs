@@ -3,10 +3,15 @@
 pub mod admit;
 pub mod auth;
 pub mod denial;
+pub mod end;
+pub mod frame;
+pub mod handshake;
 pub mod headers;
 pub mod limit;
 pub mod peer;
+pub mod relay;
 pub mod route;
 pub mod rules;
 pub mod secret;
+pub mod tunnels;
 pub mod upstream;

@@ -1,9 +1,14 @@
 //! What a request needs to know, as plain values: [`Rules`], swapped whole on reload, and [`Settings`], read once.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::auth::api_key::Keys;
+use crate::auth::Principal;
+use crate::auth::Verifier;
+use crate::auth::api_key::{Keys, Rejected};
+use crate::end::Cause;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
 
@@ -17,6 +22,8 @@ pub struct Settings {
 /// Everything that decides about requests and tunnels. Immutable; a reload swaps the whole.
 pub struct Rules {
     pub routes: RouteTable,
+    /// Names of all upstreams: those of the file, and the URLs that stand in routes.
+    pub upstreams: HashSet<Arc<str>>,
     pub keys: Keys,
     pub trusted_proxies: TrustedProxies,
     pub limits: Limits,
@@ -29,6 +36,40 @@ pub struct Rules {
     pub drain: Drain,
     /// SHA-256 over the files these rules were made of, to see whether two instances agree.
     pub fingerprint: String,
+}
+
+impl Rules {
+    /// Whether a tunnel that was opened under other rules would still be: the principal, by the secret it used, on its
+    /// route. Says until when.
+    ///
+    /// # Errors
+    /// What it has lost.
+    pub fn admits(
+        &self,
+        principal: &Principal,
+        route: &str,
+        upstream: &str,
+        now: UnixTime,
+    ) -> Result<Option<UnixTime>, Cause> {
+        let route = self.routes.by_name(route).ok_or(Cause::RouteRemoved)?;
+        if !self.upstreams.contains(upstream) {
+            return Err(Cause::RouteRemoved);
+        }
+        if matches!(route.verifier, Verifier::Open) {
+            return Ok(None);
+        }
+        // Whoever came in when the route was open has shown nothing.
+        let (Some(key), Some(secret)) = (principal.key(), principal.secret()) else {
+            return Err(Cause::Revoked);
+        };
+        match self.keys.find(secret, now) {
+            Ok(found) if found.key.id != key.id => Err(Cause::Revoked),
+            Ok(found) if !found.key.opens(&route.name) => Err(Cause::NotAllowedOnRoute),
+            Ok(found) => Ok(found.valid_until),
+            Err((Rejected::Expired, _)) => Err(Cause::Expired),
+            Err((Rejected::Unknown | Rejected::Disabled | Rejected::NotYetValid, _)) => Err(Cause::Revoked),
+        }
+    }
 }
 
 /// Limits of the whole process. `None` means no limit of this kind.

@@ -3,9 +3,11 @@
 
 const fs = require('node:fs');
 const path = require('node:path');
-const { Scope } = require('./support');
+const { Scope, within } = require('./support');
 
-const DEADLINE_MS = 240_000; // of the whole run: a hang must end as a failure, not as a silent CI job
+// A hang must end as a failure, not as a silent CI job.
+const CHECK_MS = 30_000;
+const RUN_MS = 240_000;
 
 const directory = path.join(__dirname, 'scenarios');
 const known = fs.readdirSync(directory).map((file) => path.basename(file, '.js')).sort();
@@ -22,7 +24,7 @@ let failed = 0;
 /** Runs one check. Its return value, if any, is a remark for the line. */
 async function check(name, body) {
   try {
-    const remark = await body();
+    const remark = await within(Promise.resolve().then(body), 'this check', CHECK_MS);
     passed += 1;
     console.log(`ok - ${name}${remark ? ` (${remark})` : ''}`);
   } catch (error) {
@@ -40,9 +42,9 @@ function finish() {
 async function main() {
   setTimeout(() => {
     failed += 1;
-    console.log(`not ok - the whole run ends within ${DEADLINE_MS / 1000} s`);
+    console.log(`not ok - the whole run ends within ${RUN_MS / 1000} s`);
     finish();
-  }, DEADLINE_MS);
+  }, RUN_MS);
 
   for (const name of wanted.length > 0 ? wanted : known) {
     const scope = new Scope();

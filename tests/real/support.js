@@ -5,6 +5,7 @@
 const assert = require('node:assert/strict');
 const crypto = require('node:crypto');
 const { spawn } = require('node:child_process');
+const { once } = require('node:events');
 const fs = require('node:fs');
 const http = require('node:http');
 const net = require('node:net');
@@ -47,20 +48,17 @@ class Arrivals {
 
   push(item) {
     this.items.push(item);
-    for (const wake of this.#waiting) wake();
+    for (const look of this.#waiting) look(item);
   }
 
   find(matches, what, ms) {
-    let wake;
+    let look;
     const found = new Promise((resolve) => {
-      wake = () => {
-        const item = this.items.find(matches);
-        if (item !== undefined) resolve(item);
-      };
-      this.#waiting.add(wake);
-      wake();
+      look = (item) => matches(item) && resolve(item);
+      this.items.forEach(look);
+      this.#waiting.add(look);
     });
-    return within(found, what, ms).finally(() => this.#waiting.delete(wake));
+    return within(found, what, ms).finally(() => this.#waiting.delete(look));
   }
 }
 
@@ -129,7 +127,7 @@ class Scope {
   }
 
   /**
-   * A Node `ws` echo server that remembers the requests it saw. `select` chooses the subprotocol (by default none,
+   * A Node `ws` echo server that remembers what it saw. `select` chooses the subprotocol (by default none,
    * as most services do), `socket` is a path to listen on instead of a port, `deflate` turns compression on.
    */
   async echo({ select = () => false, socket, deflate = false } = {}) {
@@ -137,19 +135,22 @@ class Scope {
     const sockets = new WebSocket.Server({ server, handleProtocols: select, perMessageDeflate: deflate });
     const requests = [];
     const messages = new Arrivals();
+    const closes = new Arrivals();
     sockets.on('connection', (client, request) => {
       requests.push(request);
       client.on('message', (data, binary) => {
         messages.push(data);
         client.send(data, { binary });
       });
+      client.on('close', (code) => closes.push(code));
     });
     await new Promise((resolve) => (socket ? server.listen(socket, resolve) : server.listen(0, '127.0.0.1', resolve)));
     this.defer(() => {
       sockets.clients.forEach((client) => client.terminate());
       server.close();
     });
-    return { url: socket ? `unix:${socket}` : `ws://127.0.0.1:${server.address().port}`, requests, messages, sockets };
+    const url = socket ? `unix:${socket}` : `ws://127.0.0.1:${server.address().port}`;
+    return { url, requests, messages, closes, sockets };
   }
 
   /** An empty page on a loopback origin of its own: what page code may do depends on where it comes from. */
@@ -158,7 +159,10 @@ class Scope {
       response.writeHead(200, { 'Content-Type': 'text/html' }).end('<!doctype html><title>page</title>');
     });
     await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-    this.defer(() => server.closeAllConnections() ?? server.close());
+    this.defer(() => {
+      server.closeAllConnections();
+      server.close();
+    });
     return `http://127.0.0.1:${server.address().port}`;
   }
 
@@ -275,18 +279,17 @@ async function freePort() {
  */
 function dial(url, protocols = [], options = {}) {
   const client = new WebSocket(url, protocols, options);
+  client.gone = new AbortController();
+  client.on('close', (code) => client.gone.abort(new Error(`closed with ${code}`)));
   const settled = new Promise((resolve, reject) => {
     client.on('open', () => resolve(client));
     client.on('error', reject);
     client.on('unexpected-response', (_, response) => resolve(readAll(response)));
   });
-  client.ask = (message) => {
-    const answer = new Promise((resolve, reject) => {
-      client.once('message', resolve);
-      client.once('close', (code) => reject(new Error(`closed with ${code} before it answered`)));
-    });
+  client.ask = async (message) => {
     client.send(message);
-    return within(answer, 'an answer');
+    const [answer] = await within(once(client, 'message', { signal: client.gone.signal }), 'an answer');
+    return answer;
   };
   return within(settled, `dialling ${new URL(url).pathname}`);
 }
