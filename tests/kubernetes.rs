@@ -1,6 +1,8 @@
 //! The Kubernetes example is a configuration that loads: what its ConfigMap and its Secret mount is given to
 //! `wsbouncer check`, in the places where its volumes put it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -51,7 +53,8 @@ fn what_the_example_mounts_is_a_good_configuration() {
 
     let args = container(deployment, "wsbouncer")["args"].as_sequence().unwrap();
     let file = args.last().unwrap().as_str().unwrap().trim_start_matches('/');
-    let output = Command::new(env!("CARGO_BIN_EXE_wsbouncer")).arg("check").arg(root.path().join(file)).output().unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_wsbouncer")).arg("check").arg(root.path().join(file)).output().unwrap();
     let errors = str::from_utf8(&output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{errors}");
     assert_eq!(errors, "", "an example has no warnings");
@@ -62,10 +65,19 @@ fn what_the_example_mounts_is_a_good_configuration() {
 fn the_pod_is_given_the_time_that_the_drain_takes() {
     let documents = documents();
     let pod = &documents["Deployment"]["spec"]["template"]["spec"];
-    let rules: Value = serde_yaml::from_str(documents["ConfigMap"]["data"]["wsbouncer.yaml"].as_str().unwrap()).unwrap();
+    let rules: Value =
+        serde_yaml::from_str(documents["ConfigMap"]["data"]["wsbouncer.yaml"].as_str().unwrap()).unwrap();
     let seconds = |value: &Value| Duration::from_secs(value.as_u64().unwrap());
-    let drain = rules["drain"]["timeout"].as_str().unwrap().strip_suffix('s').unwrap().parse().map(Duration::from_secs).unwrap();
-    let pre_stop = |name| seconds(&container(&documents["Deployment"], name)["lifecycle"]["preStop"]["sleep"]["seconds"]);
+    let drain = rules["drain"]["timeout"]
+        .as_str()
+        .unwrap()
+        .strip_suffix('s')
+        .unwrap()
+        .parse()
+        .map(Duration::from_secs)
+        .unwrap();
+    let pre_stop =
+        |name| seconds(&container(&documents["Deployment"], name)["lifecycle"]["preStop"]["sleep"]["seconds"]);
     assert!(seconds(&pod["terminationGracePeriodSeconds"]) >= pre_stop("wsbouncer") + drain + Duration::from_secs(5));
     assert!(pre_stop("chat") > pre_stop("wsbouncer") + drain, "the service must outlive the drain");
 }
