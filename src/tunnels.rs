@@ -35,6 +35,7 @@ pub struct Live {
     pub origin: Option<Box<str>>,
     pub control: Control,
     opened: OnceLock<Opening>,
+    closed: AtomicBool,
 }
 
 /// What is known as soon as both sides have said yes.
@@ -87,6 +88,7 @@ impl Tunnels {
             origin: applicant.origin,
             control: Control::new(admission.principal().valid_until()),
             opened: OnceLock::new(),
+            closed: AtomicBool::new(false),
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut all = self.lock();
@@ -148,6 +150,15 @@ impl Tunnels {
 impl Live {
     pub fn opening(&self) -> Option<&Opening> {
         self.opened.get()
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.opened.get().is_some() && !self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Its last numbers are taken; from here on it only waits for its task to end.
+    pub fn closed(&self) {
+        self.closed.store(true, Ordering::SeqCst);
     }
 
     pub fn key(&self) -> &str {
