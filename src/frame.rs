@@ -215,7 +215,7 @@ mod tests {
         let bit = if mask { 0x80 } else { 0 };
         let mut bytes = vec![first];
         match u16::try_from(length) {
-            Ok(short) if short < 126 => bytes.push(bit | short as u8),
+            Ok(short) if short < 126 => bytes.push(bit | short.to_be_bytes()[1]),
             Ok(short) => {
                 bytes.push(bit | 126);
                 bytes.extend(short.to_be_bytes());

@@ -198,10 +198,9 @@ pub fn check_reply(upgrade: &Upgrade, version: u8, headers: HeaderMap) -> Result
     if chosen.next().is_some() {
         return Err("it answers with two Sec-WebSocket-Extensions headers");
     }
-    if let Some(chosen) = &extensions {
-        if !extension_names(chosen).all(|name| offered.iter().any(|other| other.eq_ignore_ascii_case(name))) {
-            return Err("it selects an extension that was not offered");
-        }
+    let was_offered = |name: &str| offered.iter().any(|other| other.eq_ignore_ascii_case(name));
+    if extensions.as_ref().is_some_and(|chosen| !extension_names(chosen).all(was_offered)) {
+        return Err("it selects an extension that was not offered");
     }
     Ok(Switched { protocol, extensions, headers })
 }

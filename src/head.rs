@@ -62,10 +62,9 @@ async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Resu
             Ok(0) | Err(_) => return Err(Fault::Gone),
             Ok(_) => {}
         }
-        if let Some(length) = scan(bytes, from).map_err(Fault::Denied)? {
-            if length <= MAX_HEAD {
-                return Ok(length);
-            }
+        let complete = scan(bytes, from).map_err(Fault::Denied)?;
+        if let Some(length) = complete.filter(|length| *length <= MAX_HEAD) {
+            return Ok(length);
         }
         if bytes.len() > MAX_HEAD {
             return Err(Fault::Denied(too_large(bytes)));

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod admit;
 pub mod auth;
 pub mod cli;
+pub mod config;
 pub mod denial;
 pub mod end;
 pub mod frame;

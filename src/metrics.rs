@@ -220,9 +220,9 @@ impl Collector for LiveNumbers {
         gauge(&mut encoder, "key_last_used_timestamp_seconds", text, |add| {
             keys.iter().try_for_each(|(key, used)| add(&[("key", key)], used.last_used.0))
         })?;
-        gauge(&mut encoder, "connections_open", "Connections of the data port, tunnels included", |add| {
-            add(&[], i64::from(self.counts.connections()))
-        })
+        let open = ConstGauge::new(i64::from(self.counts.connections()));
+        let text = "Connections of the data port, tunnels included";
+        open.encode(encoder.encode_descriptor("connections_open", text, None, open.metric_type())?)
     }
 }
 

@@ -59,6 +59,7 @@ impl Slot {
 }
 
 /// How a request ends that is not refused.
+#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
 enum Done {
     Opened(Response<Bytes>, Opened),
     PassedThrough(Response<Bytes>),
@@ -104,7 +105,8 @@ impl Proxy {
         entry.caller = caller.address;
         let route = find(&rules, parts)?; // where to                                        400 404
         entry.route = Some(route.name.clone());
-        let mut upgrade = handshake::parse(parts).map_err(|denial| self.explain(denial, &rules, route, parts))?; // 400 426
+        let mut upgrade =
+            handshake::parse(parts).map_err(|denial| self.explain(denial, &rules, route, parts, &caller))?; // 400 426
         let offered = &mut upgrade.protocols;
         let credential = route.verifier.take_credential(parts, offered, route.hide_credentials)?; // 400
         let principal = self.verify(&rules, route, credential.as_ref(), &caller)?; // who they are 401 429
@@ -150,13 +152,13 @@ impl Proxy {
 
     /// A plain request that carried a good key comes from somebody who took one authenticated request for an authenticated
     /// connection: tell them.
-    fn explain(&self, denial: Denial, rules: &Rules, route: &Route, parts: &mut Parts) -> Denial {
+    fn explain(&self, denial: Denial, rules: &Rules, route: &Route, parts: &mut Parts, caller: &Caller) -> Denial {
         if denial.reason != Reason::UpgradeRequired || parts.headers.contains_key(http::header::UPGRADE) {
             return denial;
         }
         let credential = route.verifier.take_credential(parts, &mut Vec::new(), true);
         let Ok(Some(credential)) = credential else { return denial };
-        match verify(&route.verifier, Some(&credential), &rules.keys, UnixTime::now()) {
+        match self.verify(rules, route, Some(&credential), caller) {
             Ok(principal) => Denial::new(Reason::UpgradeRequired, handshake::KEY_ON_PLAIN_REQUEST)
                 .of_key(principal.key().map(|key| key.id.clone())),
             Err(_) => denial,

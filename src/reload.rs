@@ -148,7 +148,10 @@ impl Reloader {
         let restart_needed = differences(&self.settings, &config.settings);
         self.proxy.metrics.reloaded(!restart_needed.is_empty());
         if !restart_needed.is_empty() {
-            warn!(fields = restart_needed.join(","), "restart needed: these changes wait for it, all others are in force");
+            warn!(
+                fields = restart_needed.join(","),
+                "restart needed: these changes wait for it, all others are in force"
+            );
         }
         let files = self.sources.len();
         let (routes, keys) = (config.rules.routes.len(), config.rules.keys.len());

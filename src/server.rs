@@ -115,13 +115,18 @@ async fn drain(proxy: &Proxy) {
     let spread = drain.spread.min(drain.timeout.saturating_sub(Duration::from_secs(1)));
     let all_gone = async {
         proxy.tunnels.drain(spread).await;
-        while proxy.counts.connections() > 0 {
-            sleep(Duration::from_millis(10)).await;
-        }
+        proxy.tunnels.empty().await;
+        // Refusals that are being read. Whoever has asked for nothing yet is not waited for.
+        let no_connections = async {
+            while proxy.counts.connections() > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = timeout(Duration::from_millis(500), no_connections).await;
     };
     match timeout(drain.timeout, all_gone).await {
         Ok(()) => info!("drained"),
-        Err(_) => warn!(left = proxy.counts.connections(), "drain timeout"),
+        Err(_) => warn!(left = proxy.tunnels.all().len(), "drain timeout"),
     }
 }
 
@@ -149,4 +154,26 @@ fn room_for_connections() -> usize {
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
     let room = descriptors.saturating_sub(RESERVED + descriptors / 64) / 2;
     usize::try_from(room).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// Two futures: told to stop (SIGTERM or SIGINT), and told so again.
+///
+/// # Errors
+/// When the system has no room for a signal handler.
+pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (once, twice) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let notify = (once.clone(), twice.clone());
+    #[expect(clippy::disallowed_methods, reason = "waits for signals for as long as the process lives")]
+    tokio::spawn(async move {
+        for stage in [notify.0, notify.1] {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            stage.notify_one();
+        }
+    });
+    Ok((async move { once.notified().await }, async move { twice.notified().await }))
 }

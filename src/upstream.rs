@@ -88,7 +88,7 @@ impl Upstream {
         let dial = timeout(patience.connect.min(patience.handshake), self.endpoint.connect());
         let mut stream = dial.await.map_err(|_| late("no connection in time"))?.map_err(|error| unreachable(&error))?;
         let exchange = async {
-            stream.write_all(request).await.map_err(|error| broken(&format!("cannot send to it: {error}")))?;
+            stream.write_all(request).await.map_err(|error| broken(format!("cannot send to it: {error}")))?;
             let reply = Reply::read(&mut stream).await?;
             if reply.status == 101 {
                 let switched = handshake::check_reply(upgrade, reply.version, reply.headers).map_err(broken)?;
@@ -174,7 +174,7 @@ impl Reply {
                 return Err(broken("the head of its answer is over 16 KiB"));
             }
             from = bytes.len();
-            let count = stream.read_buf(bytes).await.map_err(|error| broken(&format!("cannot read: {error}")))?;
+            let count = stream.read_buf(bytes).await.map_err(|error| broken(format!("cannot read: {error}")))?;
             if count == 0 {
                 return Err(broken("it closed the connection before it had answered"));
             }
@@ -266,7 +266,7 @@ impl Framing {
                 Ok(0) if matches!(self, Self::UntilClose) => return Ok(raw),
                 Ok(0) => return Err(broken("its answer ends too early")),
                 Ok(_) => {}
-                Err(error) => return Err(broken(&format!("cannot read: {error}"))),
+                Err(error) => return Err(broken(format!("cannot read: {error}"))),
             }
         }
     }

@@ -134,6 +134,13 @@ pub struct LogArgs {
     pub log_level: LogLevel,
 }
 
+impl LogArgs {
+    /// From here on, events are written.
+    pub fn init(&self) {
+        crate::log::init(self.log_format == LogFormat::Json, self.log_level.into());
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Human,

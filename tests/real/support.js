@@ -231,6 +231,12 @@ class Gate {
     return this.#log.find(matches, `log event ${message} ${JSON.stringify(fields)}`);
   }
 
+  /** What it logged last of the things that explain a failed check. */
+  excuses() {
+    const telling = this.#log.items.filter(({ level, message }) => /WARN|ERROR/.test(level) || /refused|failed/.test(message));
+    return [...telling.slice(-3).map((event) => JSON.stringify(event)), ...this.#garbage];
+  }
+
   /** Whatever a scenario did, these hold at its end. */
   inspect() {
     assert.equal(this.#program.child.exitCode ?? this.#program.child.signalCode, null, 'wsbouncer is running');
@@ -273,25 +279,36 @@ async function freePort() {
   return port;
 }
 
-/**
- * Dials with Node's `ws`. An open connection is returned as the client itself (`ask` sends and waits for the next
- * message); a refusal as { status, headers, body }.
- */
-function dial(url, protocols = [], options = {}) {
+/** Dials with Node's `ws`. `ask` on the open connection sends a message and waits for the next one. */
+function dial(url, { protocols = [], ...options } = {}) {
   const client = new WebSocket(url, protocols, options);
-  client.gone = new AbortController();
-  client.on('close', (code) => client.gone.abort(new Error(`closed with ${code}`)));
+  const gone = new AbortController();
+  client.on('close', (code) => gone.abort(new Error(`closed with ${code}`)));
+  client.ask = async (message) => {
+    client.send(message);
+    const [answer] = await within(once(client, 'message', { signal: gone.signal }), 'an answer');
+    return answer;
+  };
   const settled = new Promise((resolve, reject) => {
-    client.on('open', () => resolve(client));
+    client.on('open', () => resolve({ client }));
     client.on('error', reject);
     client.on('unexpected-response', (_, response) => resolve(readAll(response)));
   });
-  client.ask = async (message) => {
-    client.send(message);
-    const [answer] = await within(once(client, 'message', { signal: client.gone.signal }), 'an answer');
-    return answer;
-  };
   return within(settled, `dialling ${new URL(url).pathname}`);
+}
+
+/** Dials, and must get in. */
+async function connect(url, options) {
+  const { client, status, body } = await dial(url, options);
+  if (!client) throw new Error(`refused with ${status}: ${body}`);
+  return client;
+}
+
+/** Dials, and must not get in. Returns the HTTP answer, as `get` does. */
+async function refusal(url, options) {
+  const { client, ...answer } = await dial(url, options);
+  if (client) throw new Error('it opened');
+  return answer;
 }
 
 async function readAll(response) {
@@ -319,5 +336,5 @@ function assertRefused({ status, headers, body }, expectedStatus, reason) {
 }
 
 module.exports = {
-  Arrivals, Scope, appears, assertRefused, base64url, dial, freePort, get, newKey, within,
+  Arrivals, Scope, assertRefused, base64url, connect, freePort, get, newKey, refusal, within,
 };

@@ -2,7 +2,7 @@
 // Editing the YAML is the revocation: who lost the right is closed within a second, nobody else notices.
 
 const assert = require('node:assert/strict');
-const { assertRefused, dial, newKey, within } = require('../support');
+const { assertRefused, connect, newKey, refusal, within } = require('../support');
 
 // One second for wsbouncer, as promised, and half of one for a busy machine.
 const SOON_MS = 1500;
@@ -31,12 +31,14 @@ module.exports = async ({ scope, check }) => {
     `{ id: rotating, secrets: [plain: ${old}, plain: ${next}] }`,
     staying,
   ]));
-  const open = (key) => dial(gate.ws('/'), [], { headers: { 'X-Api-Key': key } });
+  const withKey = (key) => ({ headers: { 'X-Api-Key': key } });
   const closing = (client) => new Promise((resolve) => {
     client.on('close', (code, reason) => resolve({ code, reason: String(reason), at: performance.now() }));
   });
 
-  const [leaving, onOld, onNext, steady] = await Promise.all([leaver, old, next, stayer].map(open));
+  const [leaving, onOld, onNext, steady] = await Promise.all(
+    [leaver, old, next, stayer].map((key) => connect(gate.ws('/'), withKey(key))),
+  );
   for (const client of [leaving, onOld, onNext]) await client.ask('hello');
   const traffic = keepEchoing(steady);
 
@@ -65,8 +67,7 @@ module.exports = async ({ scope, check }) => {
     return `${await traffic.stopAfter(100)} messages`;
   });
   await check('the removed key and the removed secret do not open any more', async () => {
-    assertRefused(await open(leaver), 401, 'invalid_credential');
-    assertRefused(await open(old), 401, 'invalid_credential');
+    for (const key of [leaver, old]) assertRefused(await refusal(gate.ws('/'), withKey(key)), 401, 'invalid_credential');
   });
   await check('the service was told as well, and keeps the two others', async () => {
     await upstream.closes.find(() => upstream.closes.items.length === 2, 'two Close frames');
