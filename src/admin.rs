@@ -18,9 +18,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use crate::clock::UnixTime;
 use crate::proxy::Proxy;
 use crate::reload::{Ask, Reloader, Status};
-use crate::rules::UnixTime;
 use crate::tunnels::Live;
 
 /// Connections at a time: a scraper, a probe, a person.

@@ -5,8 +5,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
-    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
@@ -14,7 +14,7 @@ use sha1::{Digest as _, Sha1};
 
 use crate::auth::credential::Carrier;
 use crate::denial::{Denial, Reason};
-use crate::headers;
+use crate::fields::{self, Twice, is_token, only, tokens};
 
 /// A well-formed opening handshake, once it has been read out of the request.
 #[derive(Debug)]
@@ -219,7 +219,7 @@ pub fn accept_response(
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
-    *headers = headers::end_to_end_of_response(&switched.headers);
+    *headers = fields::end_to_end_of_response(&switched.headers);
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     if let Ok(accept) = HeaderValue::from_str(&upgrade.accept()) {
@@ -234,37 +234,9 @@ pub fn accept_response(
     (response, protocol)
 }
 
-/// The items of a list header, over all its lines (RFC 9110 section 5.6.1). A line that is not ASCII has none.
-pub fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
-    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(|item| item.trim_matches([' ', '\t'])).filter(|item| !item.is_empty())
-}
-
 fn extension_names(line: &HeaderValue) -> impl Iterator<Item = &str> {
     let items = line.to_str().unwrap_or_default().split(',');
     items.map(|item| item.split(';').next().unwrap_or_default().trim())
-}
-
-/// A header that must not stand twice does.
-pub struct Twice;
-
-/// The value of a header that may stand once. A value that is not ASCII reads as empty, which nothing accepts.
-pub fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, Twice> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => Ok(Some(value.to_str().unwrap_or_default())),
-        (Some(_), Some(_)) => Err(Twice),
-    }
-}
-
-/// RFC 9110 section 5.6.2.
-pub fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(is_token_byte)
-}
-
-pub fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -274,13 +246,5 @@ mod tests {
     #[test]
     fn the_rfcs_own_key_has_its_own_answer() {
         assert_eq!(accept("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-    }
-
-    #[test]
-    fn lists_are_read_over_all_lines() {
-        let mut headers = HeaderMap::new();
-        headers.append(CONNECTION, HeaderValue::from_static("keep-alive, Upgrade"));
-        headers.append(CONNECTION, HeaderValue::from_static(" , x"));
-        assert_eq!(tokens(&headers, &CONNECTION).collect::<Vec<_>>(), ["keep-alive", "Upgrade", "x"]);
     }
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use crate::denial::{Denial, Reason};
-use crate::handshake::is_token_byte;
+use crate::fields::is_token_byte;
 use crate::peer::is_host;
 
 /// The largest head that is read. Handshakes of browsers with many cookies stay below a quarter of it.

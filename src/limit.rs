@@ -7,8 +7,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
-use crate::rules::{Limits, UnixTime};
+
+/// Limits of the whole process. `None` means no limit of this kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub max_connections: Option<u32>,
+    pub max_connections_per_address: Option<u32>,
+    pub max_failed_attempts_per_minute: Option<u32>,
+}
 
 /// What one tunnel needs room for.
 pub struct Wanted<'w> {

@@ -16,10 +16,10 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
 use crate::limit::Counts;
-use crate::rules::UnixTime;
 use crate::tunnels::{Live, Tunnels};
 
 /// What became of a request that had a head.

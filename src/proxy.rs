@@ -13,6 +13,7 @@ use http_body_util::Full;
 
 use crate::admit::{Door, admit};
 use crate::auth::{Credential, Principal, verify};
+use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
 use crate::handshake;
@@ -23,7 +24,7 @@ use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
 use crate::relay::{Bounds, Start};
 use crate::route::{NotFound, Route};
-use crate::rules::{Rules, UnixTime};
+use crate::rules::Rules;
 use crate::tunnels::{Applicant, Live, Seat, Tunnels};
 use crate::upstream::{Answer, Patience, Stream};
 

@@ -13,10 +13,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
+use crate::clock::UnixTime;
 use crate::config::{self, Config, Sources};
 use crate::end::Cause;
 use crate::proxy::Proxy;
-use crate::rules::{Settings, UnixTime};
+use crate::rules::Settings;
 use crate::tunnels::Live;
 
 /// How often files are looked at when no event says so.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::admit::Conditions;
 use crate::auth::Verifier;
-use crate::headers::HeaderTemplate;
+use crate::template::HeaderTemplate;
 use crate::upstream::Upstream;
 
 /// One route, compiled: what it takes, who may use it, and where it leads.

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::auth::Principal;
 use crate::auth::Verifier;
 use crate::auth::api_key::{Keys, Rejected};
+use crate::clock::UnixTime;
 use crate::end::Cause;
+use crate::limit::Limits;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
 
@@ -72,29 +74,10 @@ impl Rules {
     }
 }
 
-/// Limits of the whole process. `None` means no limit of this kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    pub max_connections: Option<u32>,
-    pub max_connections_per_address: Option<u32>,
-    pub max_failed_attempts_per_minute: Option<u32>,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
     /// All tunnels are gone after this.
     pub timeout: Duration,
     /// Closing them is spread over this, so that clients do not reconnect all at once.
     pub spread: Duration,
-}
-
-/// Whole seconds since 1970, UTC: fine enough for dates that people write into a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct UnixTime(pub i64);
-
-impl UnixTime {
-    pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
-    }
 }

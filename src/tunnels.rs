@@ -10,10 +10,10 @@ use tokio::sync::Notify;
 
 use crate::admit::Admission;
 use crate::auth::Principal;
+use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
 use crate::relay::Control;
-use crate::rules::UnixTime;
 
 /// The list of the living.
 #[derive(Default)]

@@ -16,8 +16,8 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::denial::{Denial, Reason};
+use crate::fields::{self, Twice, only};
 use crate::handshake::{self, Switched, Upgrade};
-use crate::headers;
 use crate::tunnels::Seat;
 
 /// One upstream of the file.
@@ -189,7 +189,7 @@ impl Reply {
         let body = framing.read(self.rest, stream).await?;
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = status;
-        *response.headers_mut() = headers::end_to_end_of_response(&self.headers);
+        *response.headers_mut() = fields::end_to_end_of_response(&self.headers);
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         Ok(response)
     }
@@ -223,18 +223,18 @@ impl Framing {
     fn of(status: StatusCode, headers: &HeaderMap) -> Result<Self, &'static str> {
         use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
         let has_encoding = headers.contains_key(TRANSFER_ENCODING);
-        let length = match handshake::only(headers, &CONTENT_LENGTH) {
+        let length = match only(headers, &CONTENT_LENGTH) {
             Ok(None) => None,
             Ok(Some(text)) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
                 Some(text.parse().map_err(|_| "its Content-Length is no number")?)
             }
             Ok(Some(_)) => return Err("its Content-Length is no number"),
-            Err(handshake::Twice) => return Err("its answer has two Content-Length headers"),
+            Err(Twice) => return Err("its answer has two Content-Length headers"),
         };
         match (has_encoding, length) {
             _ if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => Ok(Self::Length(0)),
             (true, Some(_)) => Err("its answer has both Content-Length and Transfer-Encoding"),
-            (true, None) => match handshake::only(headers, &TRANSFER_ENCODING) {
+            (true, None) => match only(headers, &TRANSFER_ENCODING) {
                 Ok(Some(coding)) if coding.eq_ignore_ascii_case("chunked") => Ok(Self::Chunked),
                 _ => Err("its Transfer-Encoding is not chunked"),
             },

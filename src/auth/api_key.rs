@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use crate::rules::UnixTime;
+use crate::clock::UnixTime;
 use crate::secret::Digest;
 
 /// One key of the file. Its secrets are kept apart, in [`Keys`], because they are what is looked up.

@@ -9,8 +9,8 @@ use http::request::Parts;
 
 use self::api_key::{Key, Keys, Rejected};
 pub use self::credential::{Credential, Place};
+use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
-use crate::rules::UnixTime;
 use crate::secret::Digest;
 
 /// How a route wants to know who is calling.

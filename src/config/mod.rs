@@ -1,5 +1,6 @@
 //! STUB, replaced at the merge.
 use crate::rules::*;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 pub struct Config {

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
 use std::task::Waker;
 
+use crate::clock::UnixTime;
 use crate::end::Cause;
-use crate::rules::UnixTime;
 
 /// The reins of one tunnel, shared between its task and whoever may end it.
 #[derive(Debug)]

@@ -20,9 +20,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use self::closing::Closing;
 pub use self::control::Control;
 use self::half::{Broken, Half};
+use crate::clock::UnixTime;
 use crate::end::{Cause, End};
 use crate::frame::{self, Follower};
-use crate::rules::UnixTime;
 
 /// A date is looked at again after this, because clocks are set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
