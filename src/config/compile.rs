@@ -1,6 +1,6 @@
 //! From the file to the rules: names are looked up, environment variables read, and what does not fit together reported.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use super::schema::{self, Auth, File, To};
 use super::value::{self, HostPattern, PathPattern, Piece, Target};
 use crate::admit::Conditions;
 use crate::auth::Verifier;
-use crate::headers::{HeaderTemplate, Part};
 use crate::route::{Route, RouteTable};
+use crate::template::{HeaderTemplate, Part};
 use crate::upstream::Upstream;
 
 /// Reads an environment variable.
@@ -54,7 +54,12 @@ impl Doors {
 }
 
 /// Compiles the routes of the file, or the one that `upstream:` is short for.
-pub fn routes(file: &mut File, root: &Path<'_>, env: Env<'_>, faults: &mut Faults) -> (RouteTable, Doors) {
+pub fn routes(
+    file: &mut File,
+    root: &Path<'_>,
+    env: Env<'_>,
+    faults: &mut Faults,
+) -> (RouteTable, HashSet<Arc<str>>, Doors) {
     let upstreams = upstreams(std::mem::take(&mut file.upstreams));
     let routes = all_routes(file, root, faults);
     let list = root.field(if file.has_routes { "routes" } else { "upstream" });
@@ -73,9 +78,14 @@ pub fn routes(file: &mut File, root: &Path<'_>, env: Env<'_>, faults: &mut Fault
         }
         compiled.extend(one_route(route, &path, &upstreams, env, faults));
     }
+    let names = upstreams
+        .keys()
+        .map(|name| Arc::from(&**name))
+        .chain(compiled.iter().map(|route| route.upstream.name.clone()))
+        .collect();
     // Nothing of this is used when there are faults, so routes that clash never meet.
     let table = if faults.is_empty() { RouteTable::new(compiled).unwrap_or_default() } else { RouteTable::default() };
-    (table, doors)
+    (table, names, doors)
 }
 
 /// A route as keys see it; `None` where that cannot be said.

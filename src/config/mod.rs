@@ -35,9 +35,10 @@ use self::report::{Level, Text};
 use self::source::Reader;
 pub use self::source::Sources;
 use self::yaml::Node;
+use crate::clock::UnixTime;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
-use crate::rules::{Rules, Settings, UnixTime};
+use crate::rules::{Rules, Settings};
 
 /// A configuration that was found good.
 pub struct Config {
@@ -97,12 +98,12 @@ impl Load {
         let root = Path::root(main);
         let mut file = decode::file(&node, &root, &mut self.faults)?;
         drop(node);
-        let (table, doors) = compile::routes(&mut file, &root, env, &mut self.faults);
+        let (table, upstreams, doors) = compile::routes(&mut file, &root, env, &mut self.faults);
         let base = path.parent().unwrap_or(FilePath::new(""));
         let keys = self.keys(&mut file, &root, &doors, &Surroundings { base, env, now });
         self.warn_of_proxies(&file, &root);
         let settings = Settings { listen: file.listen.clone(), admin: file.admin };
-        Some((settings, rules(file, table, keys)))
+        Some((settings, rules(file, table, upstreams, keys)))
     }
 
     /// The text of the main file.
@@ -338,9 +339,15 @@ fn parsed(text: &str) -> Result<Node, (usize, usize, Wrong)> {
     })
 }
 
-fn rules(file: schema::File, routes: RouteTable, keys: crate::auth::api_key::Keys) -> Rules {
+fn rules(
+    file: schema::File,
+    routes: RouteTable,
+    upstreams: std::collections::HashSet<std::sync::Arc<str>>,
+    keys: crate::auth::api_key::Keys,
+) -> Rules {
     Rules {
         routes,
+        upstreams,
         keys,
         trusted_proxies: TrustedProxies(file.trusted_proxies),
         limits: file.limits,

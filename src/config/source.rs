@@ -74,6 +74,11 @@ impl Sources {
         all
     }
 
+    /// How many files there are.
+    pub fn count(&self) -> usize {
+        self.files.len()
+    }
+
     /// SHA-256 over all contents, in hexadecimal: equal for instances that run by the same rules.
     pub fn digest(&self) -> &str {
         &self.digest
