@@ -13,7 +13,12 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve(&args),
         Command::Probe(args) => cli::probe::run(&args),
-        _ => ExitCode::FAILURE,
+        Command::Key(command) => cli::key::run(&command),
+        Command::Demo(args) => {
+            args.log.init();
+            on_runtime(cli::demo::run(&args))
+        }
+        Command::Check(_) => ExitCode::FAILURE,
     }
 }
 
@@ -27,11 +32,7 @@ fn serve(args: &ServeArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return cannot_start(&error),
-    };
-    let status = runtime.block_on(async {
+    on_runtime(async {
         let (stop, hurry) = match signals() {
             Ok(signals) => signals,
             Err(error) => return cannot_start(&error),
@@ -41,7 +42,15 @@ fn serve(args: &ServeArgs) -> ExitCode {
             Err(error) => return cannot_start(&error),
         }
         ExitCode::SUCCESS
-    });
+    })
+}
+
+fn on_runtime(process: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return cannot_start(&error),
+    };
+    let status = runtime.block_on(process);
     // Whatever still reads a file or a name at this point is not waited for.
     runtime.shutdown_background();
     status
