@@ -12,9 +12,13 @@ use wsbouncer::server::{Server, signals};
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve(&args),
-        Command::Check(_) | Command::Demo(_) => ExitCode::FAILURE, // until their branches land
-        Command::Key(command) => cli::key::run(&command),
         Command::Probe(args) => cli::probe::run(&args),
+        Command::Key(command) => cli::key::run(&command),
+        Command::Demo(args) => {
+            args.log.init();
+            on_runtime(cli::demo::run(&args))
+        }
+        Command::Check(args) => cli::check::run(&args.file),
     }
 }
 
@@ -28,11 +32,7 @@ fn serve(args: &ServeArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return cannot_start(&error),
-    };
-    let status = runtime.block_on(async {
+    on_runtime(async {
         let (stop, hurry) = match signals() {
             Ok(signals) => signals,
             Err(error) => return cannot_start(&error),
@@ -42,7 +42,15 @@ fn serve(args: &ServeArgs) -> ExitCode {
             Err(error) => return cannot_start(&error),
         }
         ExitCode::SUCCESS
-    });
+    })
+}
+
+fn on_runtime(process: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return cannot_start(&error),
+    };
+    let status = runtime.block_on(process);
     // Whatever still reads a file or a name at this point is not waited for.
     runtime.shutdown_background();
     status

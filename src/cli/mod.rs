@@ -1,5 +1,8 @@
 //! The command line: what may be typed, and the help that explains it. One file a command; `serve` is `main` itself.
 
+pub mod check;
+pub mod demo;
+mod echo;
 pub mod key;
 pub mod probe;
 
@@ -272,8 +275,8 @@ Examples:
   printf '%s\\n' \"$OLD_KEY\" | wsbouncer key hash
   wsbouncer key hash < secret.txt
 
-  It prints one line, for `secrets:` of a key:
-    sha256: \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"
+Output:
+  One line, sha256: and 64 hexadecimal digits in quotes, for the `secrets:` of a key.
 
 Exit codes:
   0  printed
