@@ -1,0 +1,16 @@
+//! wsbouncer from outside: the built binary, real sockets, raw bytes, and a foreign WebSocket implementation.
+
+mod support;
+
+mod admin;
+mod auth;
+mod cli;
+mod drain;
+mod handshake;
+mod hostile;
+mod limits;
+mod logs;
+mod relay;
+mod reload;
+mod subprotocol;
+mod upstream;
