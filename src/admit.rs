@@ -5,8 +5,8 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::ORIGIN;
 
+use crate::auth::Principal;
 use crate::auth::credential::Carrier;
-use crate::auth::{Principal, Verifier};
 use crate::denial::{Denial, Reason};
 use crate::limit::{Counts, Permit, Wanted};
 use crate::peer::{Caller, split_host};
@@ -75,6 +75,8 @@ impl Origin {
                     && port == sent_port
                     && label.is_some_and(|label| !label.is_empty() && !label.contains('.'))
             }
+            // What a client sends is never a pattern.
+            (_, Self::OneBelow { .. }) => false,
             (allowed, sent) => allowed == sent,
         }
     }
@@ -142,12 +144,6 @@ pub fn admit(
     };
     let permit = counts.admit(&wanted).map_err(|denial| denial.of_key(id))?;
     Ok(Admission { principal, route: door.name.clone(), _permit: permit })
-}
-
-/// Whether a key that was admitted once would still be let in by these rules: the part of [`admit`] that a reload can
-/// change for a tunnel that stands.
-pub fn still_opens(principal: &Principal, verifier: &Verifier) -> bool {
-    matches!(verifier, Verifier::Open) || principal.key().is_some()
 }
 
 fn check_origin(allowed: &[Origin], headers: &HeaderMap, by_cookie: bool) -> Result<(), Denial> {

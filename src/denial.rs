@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
+use serde::Serialize;
 
 /// Why a request is refused. The word is part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,15 +187,16 @@ impl Denial {
 
     /// The answer (RFC 9457). It ends the connection, as every answer but a 101 does.
     pub fn response(&self, request_id: &str) -> Response<Bytes> {
-        let word = self.reason.word();
-        let body = serde_json::json!({
-            "type": format!("https://github.com/wsbouncer/wsbouncer/blob/main/docs/refusals.md#{word}"),
-            "title": self.status.canonical_reason().unwrap_or("Refused"),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "reason": word,
-            "request_id": request_id,
-        });
+        let problem = Problem {
+            kind: format!("urn:wsbouncer:{}", self.reason.word()),
+            title: self.status.canonical_reason().unwrap_or("Refused"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            reason: self.reason.word(),
+            request_id,
+        };
+        // Strings and a number: there is nothing in it that could fail.
+        let body = serde_json::to_string(&problem).unwrap_or_default();
         let mut response = Response::new(Bytes::from(format!("{body}\n")));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -221,6 +223,18 @@ impl Denial {
         }
         response
     }
+}
+
+/// The body of a refusal (RFC 9457 section 3), in the order in which people read it.
+#[derive(Serialize)]
+struct Problem<'p> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: &'p str,
+    reason: &'static str,
+    request_id: &'p str,
 }
 
 #[cfg(test)]

@@ -1,14 +1,22 @@
 //! Counts of what is open, by route, key and address, and the permits that keep them. Outside the rules, so that a reload
 //! changes the limits and never the counts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
-use crate::rules::{Limits, UnixTime};
+
+/// Limits of the whole process. `None` means no limit of this kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub max_connections: Option<u32>,
+    pub max_connections_per_address: Option<u32>,
+    pub max_failed_attempts_per_minute: Option<u32>,
+}
 
 /// What one tunnel needs room for.
 pub struct Wanted<'w> {
@@ -146,8 +154,19 @@ impl Counts {
     }
 
     /// Forgets keys that are gone from the rules and have nothing open.
-    pub fn forget_keys(&self, is_known: impl Fn(&str) -> bool) {
-        self.lock().keys.retain(|id, used| used.open > 0 || is_known(id));
+    pub fn forget_keys<'k>(&self, known: impl Iterator<Item = &'k str>) {
+        let mut open = self.lock();
+        let mut idle: HashSet<Arc<str>> =
+            open.keys.iter().filter(|(_, used)| used.open == 0).map(|(id, _)| id.clone()).collect();
+        drop(open);
+        for id in known {
+            if idle.is_empty() {
+                return;
+            }
+            idle.remove(id);
+        }
+        open = self.lock();
+        open.keys.retain(|id, used| used.open > 0 || !idle.contains(id));
     }
 
     pub fn connections(&self) -> u32 {

@@ -1,3 +1,53 @@
-fn main() {
-    println!("Hello, world!");
+//! The life of the process: arguments, log, configuration, bind, announce, run, drain, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing::error;
+
+use wsbouncer::cli::{self, Cli, Command, ServeArgs};
+use wsbouncer::config;
+use wsbouncer::server::{Server, signals};
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => serve(&args),
+        Command::Probe(args) => cli::probe::run(&args),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn serve(args: &ServeArgs) -> ExitCode {
+    args.log.init();
+    let config = match config::load(&args.config) {
+        Ok(config) => config,
+        Err(problems) => {
+            // All of them, each with its place and a way out.
+            eprintln!("{problems}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return cannot_start(&error),
+    };
+    let status = runtime.block_on(async {
+        let (stop, hurry) = match signals() {
+            Ok(signals) => signals,
+            Err(error) => return cannot_start(&error),
+        };
+        match Server::bind(args.config.clone(), config) {
+            Ok(server) => server.run(stop, hurry).await,
+            Err(error) => return cannot_start(&error),
+        }
+        ExitCode::SUCCESS
+    });
+    // Whatever still reads a file or a name at this point is not waited for.
+    runtime.shutdown_background();
+    status
+}
+
+fn cannot_start(error: &std::io::Error) -> ExitCode {
+    error!(%error, "cannot start");
+    ExitCode::FAILURE
 }

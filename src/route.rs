@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::admit::Conditions;
 use crate::auth::Verifier;
-use crate::headers::HeaderTemplate;
+use crate::template::HeaderTemplate;
 use crate::upstream::Upstream;
 
 /// One route, compiled: what it takes, who may use it, and where it leads.
@@ -71,6 +71,7 @@ pub struct RouteTable {
     any: Paths,
     by_name: HashMap<Arc<str>, Arc<Route>>,
     matches_on_path: bool,
+    longest_handshake: Duration,
 }
 
 #[derive(Default)]
@@ -95,6 +96,7 @@ impl RouteTable {
                 clashes.push((earlier, index));
                 continue;
             }
+            table.longest_handshake = table.longest_handshake.max(route.timeouts.handshake);
             table.matches_on_path |= route.path != PathPattern::Any;
             let route = Arc::new(route);
             table.by_name.insert(route.name.clone(), route.clone());
@@ -114,6 +116,11 @@ impl RouteTable {
 
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
+    }
+
+    /// The longest time that any route gives its upstream to answer.
+    pub fn longest_handshake(&self) -> Duration {
+        self.longest_handshake
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {

@@ -1,9 +1,16 @@
 //! What a request needs to know, as plain values: [`Rules`], swapped whole on reload, and [`Settings`], read once.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::auth::api_key::Keys;
+use crate::auth::Principal;
+use crate::auth::Verifier;
+use crate::auth::api_key::{Keys, Rejected};
+use crate::clock::UnixTime;
+use crate::end::Cause;
+use crate::limit::Limits;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
 
@@ -17,6 +24,8 @@ pub struct Settings {
 /// Everything that decides about requests and tunnels. Immutable; a reload swaps the whole.
 pub struct Rules {
     pub routes: RouteTable,
+    /// Names of all upstreams: those of the file, and the URLs that stand in routes.
+    pub upstreams: HashSet<Arc<str>>,
     pub keys: Keys,
     pub trusted_proxies: TrustedProxies,
     pub limits: Limits,
@@ -31,12 +40,38 @@ pub struct Rules {
     pub fingerprint: String,
 }
 
-/// Limits of the whole process. `None` means no limit of this kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    pub max_connections: Option<u32>,
-    pub max_connections_per_address: Option<u32>,
-    pub max_failed_attempts_per_minute: Option<u32>,
+impl Rules {
+    /// Whether a tunnel that was opened under other rules would still be: the principal, by the secret it used, on its
+    /// route. Says until when.
+    ///
+    /// # Errors
+    /// What it has lost.
+    pub fn admits(
+        &self,
+        principal: &Principal,
+        route: &str,
+        upstream: &str,
+        now: UnixTime,
+    ) -> Result<Option<UnixTime>, Cause> {
+        let route = self.routes.by_name(route).ok_or(Cause::RouteRemoved)?;
+        if !self.upstreams.contains(upstream) {
+            return Err(Cause::RouteRemoved);
+        }
+        if matches!(route.verifier, Verifier::Open) {
+            return Ok(None);
+        }
+        // Whoever came in when the route was open has shown nothing.
+        let (Some(key), Some(secret)) = (principal.key(), principal.secret()) else {
+            return Err(Cause::Revoked);
+        };
+        match self.keys.find(secret, now) {
+            Ok(found) if found.key.id != key.id => Err(Cause::Revoked),
+            Ok(found) if !found.key.opens(&route.name) => Err(Cause::NotAllowedOnRoute),
+            Ok(found) => Ok(found.valid_until),
+            Err((Rejected::Expired, _)) => Err(Cause::Expired),
+            Err((Rejected::Unknown | Rejected::Disabled | Rejected::NotYetValid, _)) => Err(Cause::Revoked),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,15 +80,4 @@ pub struct Drain {
     pub timeout: Duration,
     /// Closing them is spread over this, so that clients do not reconnect all at once.
     pub spread: Duration,
-}
-
-/// Whole seconds since 1970, UTC: fine enough for dates that people write into a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct UnixTime(pub i64);
-
-impl UnixTime {
-    pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
-    }
 }

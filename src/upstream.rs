@@ -1,8 +1,24 @@
-//! The protected service: where it is, and our half of the handshake with it.
+//! The protected service: where it is, and our half of the handshake with it. One fresh connection for each tunnel, never
+//! shared and never used again.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::denial::{Denial, Reason};
+use crate::fields::{self, Twice, only};
+use crate::handshake::{self, Switched, Upgrade};
+use crate::tunnels::Seat;
 
 /// One upstream of the file.
 #[derive(Debug)]
@@ -24,4 +40,315 @@ pub enum Endpoint {
         port: u16,
     },
     Unix(PathBuf),
+}
+
+/// How long each step may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    pub connect: Duration,
+    /// From the dial to the complete answer.
+    pub handshake: Duration,
+}
+
+/// What the upstream said to a handshake that was sent to it.
+pub enum Answer {
+    /// A 101 that was checked.
+    Opened(Opened),
+    /// Something else, rebuilt for the client.
+    Refused(Response<Bytes>),
+}
+
+pub struct Opened {
+    pub switched: Switched,
+    pub stream: Stream,
+    /// What came right behind the 101.
+    pub early: Vec<u8>,
+}
+
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_LINES: usize = 64;
+/// What is passed on of a refusal's body.
+const MAX_BODY: usize = 64 * 1024;
+/// 1xx answers that are skipped before the real one.
+const MAX_INTERIM: usize = 16;
+
+impl Upstream {
+    /// Dials, sends the handshake and waits for the answer. Wants a seat: nobody dials who was not admitted.
+    ///
+    /// # Errors
+    /// 502 `upstream_unreachable` or `upstream_bad_handshake`, 503 `at_capacity` when we are out of descriptors, 504.
+    pub async fn open(
+        &self,
+        _seat: &Seat,
+        request: &[u8],
+        upgrade: &Upgrade,
+        patience: Patience,
+    ) -> Result<Answer, Denial> {
+        let deadline = Instant::now() + patience.handshake;
+        let dial = timeout(patience.connect.min(patience.handshake), self.endpoint.connect());
+        let mut stream = dial.await.map_err(|_| late("no connection in time"))?.map_err(|error| unreachable(&error))?;
+        let exchange = async {
+            stream.write_all(request).await.map_err(|error| broken(format!("cannot send to it: {error}")))?;
+            let reply = Reply::read(&mut stream).await?;
+            if reply.status == 101 {
+                let switched = handshake::check_reply(upgrade, reply.version, reply.headers).map_err(broken)?;
+                return Ok(Err((switched, reply.rest)));
+            }
+            reply.into_refusal(&mut stream).await.map(Ok)
+        };
+        match timeout_at(deadline, exchange).await.map_err(|_| late("no complete answer in time"))?? {
+            Ok(refusal) => Ok(Answer::Refused(refusal)),
+            Err((switched, early)) => Ok(Answer::Opened(Opened { switched, stream, early })),
+        }
+    }
+}
+
+fn late(cause: &'static str) -> Denial {
+    Denial::new(Reason::UpstreamTimeout, "the service did not answer in time").because(cause)
+}
+
+fn unreachable(error: &io::Error) -> Denial {
+    // EMFILE and ENFILE are our own trouble, not the upstream's.
+    if matches!(error.raw_os_error(), Some(23 | 24)) {
+        return Denial::new(Reason::AtCapacity, "all connections are in use").because(error.to_string());
+    }
+    Denial::new(Reason::UpstreamUnreachable, "the service cannot be reached").because(error.to_string())
+}
+
+fn broken(cause: impl AsRef<str>) -> Denial {
+    Denial::new(Reason::UpstreamBadHandshake, "the service gave no valid answer").because(cause.as_ref().to_owned())
+}
+
+impl Endpoint {
+    async fn connect(&self) -> io::Result<Stream> {
+        match self {
+            Self::Address(address) => TcpStream::connect(address).await.and_then(Stream::tcp),
+            Self::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+            Self::Name { host, port } => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+                for address in lookup_host((&**host, *port)).await? {
+                    match TcpStream::connect(address).await {
+                        Ok(stream) => return Stream::tcp(stream),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+}
+
+/// An answer's head, and the bytes behind it.
+struct Reply {
+    version: u8,
+    status: u16,
+    headers: HeaderMap,
+    rest: Vec<u8>,
+}
+
+impl Reply {
+    async fn read(stream: &mut Stream) -> Result<Self, Denial> {
+        let mut bytes = Vec::with_capacity(1024);
+        for _ in 0..MAX_INTERIM {
+            let length = Self::fill(stream, &mut bytes).await?;
+            let rest = bytes.split_off(length);
+            let (version, status, headers) = parse(&bytes).map_err(broken)?;
+            if status >= 200 || status == 101 {
+                return Ok(Self { version, status, headers, rest });
+            }
+            bytes = rest;
+        }
+        Err(broken("it sends interim answers without end"))
+    }
+
+    /// Reads until a whole head is there, and says how long it is.
+    async fn fill(stream: &mut Stream, bytes: &mut Vec<u8>) -> Result<usize, Denial> {
+        let mut from = 0;
+        loop {
+            // The same bytes that make a request head unreadable make an answer so.
+            let scanned = crate::head::scan(bytes, from).map_err(|_| broken("its answer is not HTTP/1.1"))?;
+            if let Some(length) = scanned {
+                return Ok(length);
+            }
+            if bytes.len() > MAX_HEAD {
+                return Err(broken("the head of its answer is over 16 KiB"));
+            }
+            from = bytes.len();
+            let count = stream.read_buf(bytes).await.map_err(|error| broken(format!("cannot read: {error}")))?;
+            if count == 0 {
+                return Err(broken("it closed the connection before it had answered"));
+            }
+        }
+    }
+
+    /// The answer as the client gets it: end-to-end headers, a body of known length, and the end of the connection.
+    async fn into_refusal(self, stream: &mut Stream) -> Result<Response<Bytes>, Denial> {
+        let status = StatusCode::from_u16(self.status).ok().filter(|status| status.as_u16() < 600);
+        let status = status.ok_or_else(|| broken("its status is none"))?;
+        let framing = Framing::of(status, &self.headers).map_err(broken)?;
+        let body = framing.read(self.rest, stream).await?;
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = fields::end_to_end_of_response(&self.headers);
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        Ok(response)
+    }
+}
+
+fn parse(head: &[u8]) -> Result<(u8, u16, HeaderMap), &'static str> {
+    let mut lines = [httparse::EMPTY_HEADER; MAX_LINES];
+    let mut response = httparse::Response::new(&mut lines);
+    let parsed = response.parse(head).map_err(|_| "its answer is not HTTP/1.1")?;
+    let (httparse::Status::Complete(_), Some(version), Some(status)) = (parsed, response.version, response.code) else {
+        return Err("its answer is not HTTP/1.1");
+    };
+    let mut headers = HeaderMap::with_capacity(response.headers.len());
+    for line in response.headers.iter() {
+        let name =
+            HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| "its answer has a malformed header name")?;
+        let value = HeaderValue::from_bytes(line.value).map_err(|_| "its answer has a malformed header")?;
+        headers.append(name, value);
+    }
+    Ok((version, status, headers))
+}
+
+/// Where a refusal's body ends (RFC 9112 section 6.3).
+enum Framing {
+    Length(usize),
+    Chunked,
+    UntilClose,
+}
+
+impl Framing {
+    fn of(status: StatusCode, headers: &HeaderMap) -> Result<Self, &'static str> {
+        use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+        let has_encoding = headers.contains_key(TRANSFER_ENCODING);
+        let length = match only(headers, &CONTENT_LENGTH) {
+            Ok(None) => None,
+            Ok(Some(text)) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(text.parse().map_err(|_| "its Content-Length is no number")?)
+            }
+            Ok(Some(_)) => return Err("its Content-Length is no number"),
+            Err(Twice) => return Err("its answer has two Content-Length headers"),
+        };
+        match (has_encoding, length) {
+            _ if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => Ok(Self::Length(0)),
+            (true, Some(_)) => Err("its answer has both Content-Length and Transfer-Encoding"),
+            (true, None) => match only(headers, &TRANSFER_ENCODING) {
+                Ok(Some(coding)) if coding.eq_ignore_ascii_case("chunked") => Ok(Self::Chunked),
+                _ => Err("its Transfer-Encoding is not chunked"),
+            },
+            (false, Some(length)) if length > MAX_BODY => Err(TOO_LONG),
+            (false, Some(length)) => Ok(Self::Length(length)),
+            (false, None) => Ok(Self::UntilClose),
+        }
+    }
+
+    async fn read(self, start: Vec<u8>, stream: &mut Stream) -> Result<Vec<u8>, Denial> {
+        let mut raw = start;
+        loop {
+            match &self {
+                Self::Length(length) if raw.len() >= *length => {
+                    raw.truncate(*length);
+                    return Ok(raw);
+                }
+                Self::Chunked => {
+                    if let Some(body) = unchunk(&raw).map_err(broken)? {
+                        return Ok(body);
+                    }
+                }
+                Self::Length(_) | Self::UntilClose => {}
+            }
+            if raw.len() > 2 * MAX_BODY || (matches!(self, Self::UntilClose) && raw.len() > MAX_BODY) {
+                return Err(broken(TOO_LONG));
+            }
+            match stream.read_buf(&mut raw).await {
+                Ok(0) if matches!(self, Self::UntilClose) => return Ok(raw),
+                Ok(0) => return Err(broken("its answer ends too early")),
+                Ok(_) => {}
+                Err(error) => return Err(broken(format!("cannot read: {error}"))),
+            }
+        }
+    }
+}
+
+const TOO_LONG: &str = "it refuses with over 64 KiB of body";
+
+/// The body in these chunks (RFC 9112 section 7.1), or `None` when the last one is not there yet. Trailers are dropped.
+fn unchunk(mut raw: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
+    let mut body = Vec::new();
+    loop {
+        let (start, length) = match httparse::parse_chunk_size(raw) {
+            Ok(httparse::Status::Complete((start, length))) => (start, length),
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(_) => return Err("its chunks are malformed"),
+        };
+        if length == 0 {
+            return Ok(Some(body));
+        }
+        let length = usize::try_from(length).ok().filter(|length| body.len() + length <= MAX_BODY).ok_or(TOO_LONG)?;
+        let Some(chunk) = raw.get(start..start + length + 2) else { return Ok(None) };
+        let data = chunk.strip_suffix(b"\r\n").ok_or("its chunks are malformed")?;
+        body.extend_from_slice(data);
+        raw = &raw[start + length + 2..];
+    }
+}
+
+/// A connection to an upstream.
+pub enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self::Tcp(stream))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_become_a_body() {
+        assert_eq!(unchunk(b"3\r\nabc\r\n1;x=y\r\nd\r\n0\r\n\r\n"), Ok(Some(b"abcd".to_vec())));
+        assert_eq!(unchunk(b"3\r\nab"), Ok(None));
+        assert!(unchunk(b"3\r\nabcd\r\n").is_err());
+        assert!(unchunk(b"FFFFFFFFFFFFFFFFF\r\n").is_err());
+        assert_eq!(unchunk(b"FFFFFF\r\n"), Err(TOO_LONG));
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use crate::rules::UnixTime;
+use crate::clock::UnixTime;
 use crate::secret::Digest;
 
 /// One key of the file. Its secrets are kept apart, in [`Keys`], because they are what is looked up.
@@ -83,6 +83,11 @@ impl Keys {
 
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Every key, once for each of its secrets.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.by_digest.values().map(|found| &found.key)
     }
 
     /// The key of a secret, if it is good now.

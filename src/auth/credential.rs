@@ -75,7 +75,7 @@ impl Credential {
 }
 
 /// Takes the one credential out of the request, wherever the route says it may be. With `hide` nothing of it is left to
-/// be forwarded; the subprotocol items are taken out in any case when they are to be hidden or not, see `offered`.
+/// be forwarded; subprotocol items are taken out of `offered` in any case.
 ///
 /// # Errors
 /// 400 `conflicting_credentials` when there is more than one, even if they are equal: which one counts must never depend
@@ -95,7 +95,7 @@ pub fn take(
                 user: None,
                 carrier: Carrier::Request,
             }),
-            Place::Basic => from_authorization(parts, "basic", hide)?.map(basic),
+            Place::Basic => from_authorization(parts, "basic", hide)?.map(|text| basic(&text)),
             Place::Query(name) => from_query(parts, name, hide)?,
             Place::Cookie(name) => from_cookie(parts, name, hide)?,
             Place::Subprotocol { shape, encoding } => from_offer(offered, shape, *encoding)?,
@@ -150,9 +150,9 @@ fn from_authorization(parts: &mut Parts, scheme: &str, hide: bool) -> Result<Opt
 }
 
 /// A credential that cannot be read is still one: it is looked up and found to be unknown.
-fn basic(encoded: Zeroizing<Vec<u8>>) -> Credential {
+fn basic(encoded: &[u8]) -> Credential {
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT_PADDING);
-    let decoded = Zeroizing::new(STANDARD.decode(&*encoded).unwrap_or_default());
+    let decoded = Zeroizing::new(STANDARD.decode(encoded).unwrap_or_default());
     let at = decoded.iter().position(|byte| *byte == b':');
     let (user, password) = at.map_or((&b""[..], &b""[..]), |at| (&decoded[..at], &decoded[at + 1..]));
     Credential {
@@ -235,10 +235,10 @@ fn from_cookie(parts: &mut Parts, name: &str, hide: bool) -> Result<Option<Crede
         let kept: Vec<&[u8]> =
             all.iter().map(Vec::as_slice).filter(|cookie| !cookie.is_empty() && value_of(cookie).is_none()).collect();
         parts.headers.remove(COOKIE);
-        if let Ok(line) = HeaderValue::from_bytes(&kept.join(&b"; "[..])) {
-            if !line.is_empty() {
-                parts.headers.insert(COOKIE, line);
-            }
+        if let Ok(line) = HeaderValue::from_bytes(&kept.join(&b"; "[..]))
+            && !line.is_empty()
+        {
+            parts.headers.insert(COOKIE, line);
         }
     }
     Ok(plain(secret, Carrier::Cookie))

@@ -5,10 +5,12 @@ pub mod credential;
 
 use std::sync::Arc;
 
+use http::request::Parts;
+
 use self::api_key::{Key, Keys, Rejected};
 pub use self::credential::{Credential, Place};
+use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
-use crate::rules::UnixTime;
 use crate::secret::Digest;
 
 /// How a route wants to know who is calling.
@@ -49,6 +51,24 @@ impl Principal {
         match &self.0 {
             Who::Anyone => None,
             Who::Key { valid_until, .. } => *valid_until,
+        }
+    }
+}
+
+impl Verifier {
+    /// Takes the credential out of the request, where this verifier wants one.
+    ///
+    /// # Errors
+    /// 400 `conflicting_credentials`.
+    pub fn take_credential(
+        &self,
+        parts: &mut Parts,
+        offered: &mut Vec<Box<str>>,
+        hide: bool,
+    ) -> Result<Option<Credential>, Denial> {
+        match self {
+            Self::Open => Ok(None),
+            Self::ApiKey(places) => credential::take(places, parts, offered, hide),
         }
     }
 }

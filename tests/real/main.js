@@ -3,9 +3,11 @@
 
 const fs = require('node:fs');
 const path = require('node:path');
-const { Scope } = require('./support');
+const { Scope, within } = require('./support');
 
-const DEADLINE_MS = 240_000; // of the whole run: a hang must end as a failure, not as a silent CI job
+// A hang must end as a failure, not as a silent CI job.
+const CHECK_MS = 30_000;
+const RUN_MS = 240_000;
 
 const directory = path.join(__dirname, 'scenarios');
 const known = fs.readdirSync(directory).map((file) => path.basename(file, '.js')).sort();
@@ -19,16 +21,21 @@ if (unknown.length > 0) {
 let passed = 0;
 let failed = 0;
 
+function fail(name, error, excuses = []) {
+  failed += 1;
+  console.log(`not ok - ${name}`);
+  console.log(String(error.stack ?? error).replace(/^/gm, '    '));
+  for (const line of excuses) console.log(`    wsbouncer logged: ${line}`);
+}
+
 /** Runs one check. Its return value, if any, is a remark for the line. */
-async function check(name, body) {
+async function check(scope, name, body) {
   try {
-    const remark = await body();
+    const remark = await within(Promise.resolve().then(body), 'this check', CHECK_MS);
     passed += 1;
     console.log(`ok - ${name}${remark ? ` (${remark})` : ''}`);
   } catch (error) {
-    failed += 1;
-    console.log(`not ok - ${name}`);
-    console.log(String(error.stack ?? error).replace(/^/gm, '    '));
+    fail(name, error, scope.gates.flatMap((gate) => gate.excuses()));
   }
 }
 
@@ -37,27 +44,27 @@ function finish() {
   process.exit(failed === 0 ? 0 : 1);
 }
 
-async function main() {
-  setTimeout(() => {
-    failed += 1;
-    console.log(`not ok - the whole run ends within ${DEADLINE_MS / 1000} s`);
-    finish();
-  }, DEADLINE_MS);
-
-  for (const name of wanted.length > 0 ? wanted : known) {
-    const scope = new Scope();
-    const scenario = require(path.join(directory, name));
+async function run(name) {
+  const scope = new Scope();
+  const named = (what, body) => check(scope, `${name}: ${what}`, body);
+  try {
+    await require(path.join(directory, name))({ scope, check: named });
+  } catch (error) {
     // A scenario that cannot even be set up is a failed check, never a skipped one.
-    try {
-      await scenario({ scope, check: (what, body) => check(`${name}: ${what}`, body) });
-    } catch (error) {
-      await check(`${name}: runs to its end`, () => Promise.reject(error));
-    }
-    for (const gate of scope.gates) {
-      await check(`${name}: wsbouncer is still up, did not panic, and logged no key`, () => gate.inspect());
-    }
-    await scope.close();
+    await named('runs to its end', () => Promise.reject(error));
   }
+  for (const gate of scope.gates) {
+    await named('wsbouncer is still up, did not panic, and logged no key', () => gate.inspect());
+  }
+  await scope.close();
+}
+
+async function main() {
+  const late = new Error(`not within ${RUN_MS / 1000} s`);
+  setTimeout(() => { fail('the whole run comes to its end', late); finish(); }, RUN_MS);
+  process.on('unhandledRejection', (error) => fail('nothing fails unseen', error));
+
+  for (const name of wanted.length > 0 ? wanted : known) await run(name);
   finish();
 }
 

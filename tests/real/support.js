@@ -5,6 +5,7 @@
 const assert = require('node:assert/strict');
 const crypto = require('node:crypto');
 const { spawn } = require('node:child_process');
+const { once } = require('node:events');
 const fs = require('node:fs');
 const http = require('node:http');
 const net = require('node:net');
@@ -47,20 +48,17 @@ class Arrivals {
 
   push(item) {
     this.items.push(item);
-    for (const wake of this.#waiting) wake();
+    for (const look of this.#waiting) look(item);
   }
 
   find(matches, what, ms) {
-    let wake;
+    let look;
     const found = new Promise((resolve) => {
-      wake = () => {
-        const item = this.items.find(matches);
-        if (item !== undefined) resolve(item);
-      };
-      this.#waiting.add(wake);
-      wake();
+      look = (item) => matches(item) && resolve(item);
+      this.items.forEach(look);
+      this.#waiting.add(look);
     });
-    return within(found, what, ms).finally(() => this.#waiting.delete(wake));
+    return within(found, what, ms).finally(() => this.#waiting.delete(look));
   }
 }
 
@@ -129,7 +127,7 @@ class Scope {
   }
 
   /**
-   * A Node `ws` echo server that remembers the requests it saw. `select` chooses the subprotocol (by default none,
+   * A Node `ws` echo server that remembers what it saw. `select` chooses the subprotocol (by default none,
    * as most services do), `socket` is a path to listen on instead of a port, `deflate` turns compression on.
    */
   async echo({ select = () => false, socket, deflate = false } = {}) {
@@ -137,19 +135,22 @@ class Scope {
     const sockets = new WebSocket.Server({ server, handleProtocols: select, perMessageDeflate: deflate });
     const requests = [];
     const messages = new Arrivals();
+    const closes = new Arrivals();
     sockets.on('connection', (client, request) => {
       requests.push(request);
       client.on('message', (data, binary) => {
         messages.push(data);
         client.send(data, { binary });
       });
+      client.on('close', (code) => closes.push(code));
     });
     await new Promise((resolve) => (socket ? server.listen(socket, resolve) : server.listen(0, '127.0.0.1', resolve)));
     this.defer(() => {
       sockets.clients.forEach((client) => client.terminate());
       server.close();
     });
-    return { url: socket ? `unix:${socket}` : `ws://127.0.0.1:${server.address().port}`, requests, messages, sockets };
+    const url = socket ? `unix:${socket}` : `ws://127.0.0.1:${server.address().port}`;
+    return { url, requests, messages, closes, sockets };
   }
 
   /** An empty page on a loopback origin of its own: what page code may do depends on where it comes from. */
@@ -158,7 +159,10 @@ class Scope {
       response.writeHead(200, { 'Content-Type': 'text/html' }).end('<!doctype html><title>page</title>');
     });
     await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-    this.defer(() => server.closeAllConnections() ?? server.close());
+    this.defer(() => {
+      server.closeAllConnections();
+      server.close();
+    });
     return `http://127.0.0.1:${server.address().port}`;
   }
 
@@ -227,6 +231,12 @@ class Gate {
     return this.#log.find(matches, `log event ${message} ${JSON.stringify(fields)}`);
   }
 
+  /** What it logged last of the things that explain a failed check. */
+  excuses() {
+    const telling = this.#log.items.filter(({ level, message }) => /WARN|ERROR/.test(level) || /refused|failed/.test(message));
+    return [...telling.slice(-3).map((event) => JSON.stringify(event)), ...this.#garbage];
+  }
+
   /** Whatever a scenario did, these hold at its end. */
   inspect() {
     assert.equal(this.#program.child.exitCode ?? this.#program.child.signalCode, null, 'wsbouncer is running');
@@ -269,26 +279,36 @@ async function freePort() {
   return port;
 }
 
-/**
- * Dials with Node's `ws`. An open connection is returned as the client itself (`ask` sends and waits for the next
- * message); a refusal as { status, headers, body }.
- */
-function dial(url, protocols = [], options = {}) {
+/** Dials with Node's `ws`. `ask` on the open connection sends a message and waits for the next one. */
+function dial(url, { protocols = [], ...options } = {}) {
   const client = new WebSocket(url, protocols, options);
+  const gone = new AbortController();
+  client.on('close', (code) => gone.abort(new Error(`closed with ${code}`)));
+  client.ask = async (message) => {
+    client.send(message);
+    const [answer] = await within(once(client, 'message', { signal: gone.signal }), 'an answer');
+    return answer;
+  };
   const settled = new Promise((resolve, reject) => {
-    client.on('open', () => resolve(client));
+    client.on('open', () => resolve({ client }));
     client.on('error', reject);
     client.on('unexpected-response', (_, response) => resolve(readAll(response)));
   });
-  client.ask = (message) => {
-    const answer = new Promise((resolve, reject) => {
-      client.once('message', resolve);
-      client.once('close', (code) => reject(new Error(`closed with ${code} before it answered`)));
-    });
-    client.send(message);
-    return within(answer, 'an answer');
-  };
   return within(settled, `dialling ${new URL(url).pathname}`);
+}
+
+/** Dials, and must get in. */
+async function connect(url, options) {
+  const { client, status, body } = await dial(url, options);
+  if (!client) throw new Error(`refused with ${status}: ${body}`);
+  return client;
+}
+
+/** Dials, and must not get in. Returns the HTTP answer, as `get` does. */
+async function refusal(url, options) {
+  const { client, ...answer } = await dial(url, options);
+  if (client) throw new Error('it opened');
+  return answer;
 }
 
 async function readAll(response) {
@@ -316,5 +336,5 @@ function assertRefused({ status, headers, body }, expectedStatus, reason) {
 }
 
 module.exports = {
-  Arrivals, Scope, appears, assertRefused, base64url, dial, freePort, get, newKey, within,
+  Arrivals, Scope, assertRefused, base64url, connect, freePort, get, newKey, refusal, within,
 };

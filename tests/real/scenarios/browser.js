@@ -3,7 +3,7 @@
 // server selected none. So the key rides in Sec-WebSocket-Protocol, and wsbouncer answers for services that do not.
 
 const assert = require('node:assert/strict');
-const { assertRefused, base64url, dial, newKey } = require('../support');
+const { assertRefused, base64url, newKey, refusal } = require('../support');
 
 const KUBERNETES = 'base64url.bearer.authorization.k8s.io.';
 const OPENAI = 'openai-insecure-api-key.';
@@ -87,7 +87,7 @@ ${routes(silent.url, choosing.url)}
     await check(`${name}: a lone prefix item does not open, and the refusal shows the call that works`, async () => {
       assert.deepEqual(await open(`/silent/${name}`, [item]), { opened: false, code: 1006 });
       // Page code cannot read an HTTP answer; a developer with any other client can.
-      const problem = assertRefused(await dial(gate.ws(`/silent/${name}`), [item]), 400, 'bad_handshake');
+      const problem = assertRefused(await refusal(gate.ws(`/silent/${name}`), { protocols: [item] }), 400, 'bad_handshake');
       assert.match(problem.detail, /new WebSocket\(/);
       return problem.detail;
     });

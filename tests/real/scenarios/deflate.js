@@ -3,7 +3,7 @@
 
 const assert = require('node:assert/strict');
 const crypto = require('node:crypto');
-const { dial, newKey } = require('../support');
+const { connect, newKey } = require('../support');
 
 const MIB = 1024 * 1024;
 const sha256 = (bytes) => crypto.createHash('sha256').update(bytes).digest('hex');
@@ -20,7 +20,7 @@ upstream: ${upstream.url}
 keys:
   - { id: packer, secret: ${key} }
 `);
-  const open = () => dial(gate.ws('/'), [], { headers: { 'X-Api-Key': key }, perMessageDeflate: { threshold: 0 } });
+  const open = () => connect(gate.ws('/'), { headers: { 'X-Api-Key': key }, perMessageDeflate: { threshold: 0 } });
   const client = await open();
 
   await check('the extension is negotiated on both sides', () => {

@@ -2,7 +2,7 @@
 // Chromium's DevTools protocol: whoever reaches its port owns the browser, and it has no login.
 
 const assert = require('node:assert/strict');
-const { assertRefused, dial, get, newKey } = require('../support');
+const { assertRefused, connect, get, newKey, refusal } = require('../support');
 
 const GET_VERSION = JSON.stringify({ id: 1, method: 'Browser.getVersion' });
 
@@ -21,8 +21,7 @@ routes:
   - { upstream: kept }
 `);
   const command = async (headers) => {
-    const client = await dial(gate.ws(target), [], { headers });
-    if (client.status) return client;
+    const client = await connect(gate.ws(target), { headers });
     const { result } = JSON.parse(await client.ask(GET_VERSION));
     client.close();
     return result;
@@ -42,12 +41,12 @@ routes:
     return product;
   });
   await check('Browser.getVersion fails without the key', async () => {
-    assertRefused(await command({}), 401, 'missing_credential');
+    assertRefused(await refusal(gate.ws(target)), 401, 'missing_credential');
   });
 
   // DevTools answers only to a Host that is localhost or an address, against DNS rebinding.
   await check("the service's own refusal of a foreign Host is passed through", async () => {
-    const { status, body } = await command({ 'X-Api-Key': key, Host: 'kept.test' });
+    const { status, body } = await refusal(gate.ws(target), { headers: { 'X-Api-Key': key, Host: 'kept.test' } });
     assert.equal(status, 500);
     assert.match(body, /Host header/);
   });

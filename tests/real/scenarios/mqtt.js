@@ -10,24 +10,36 @@ const { freePort, newKey, within } = require('../support');
 
 async function mosquitto(scope) {
   const port = await freePort();
-  const config = path.join(scope.directory(), 'mosquitto.conf');
-  fs.writeFileSync(config, `listener ${port} 127.0.0.1\nprotocol websockets\nallow_anonymous true\n`);
+  const directory = scope.directory();
+  const config = path.join(directory, 'mosquitto.conf');
+  // Without the IPv4 line it listens on every interface, and without a second listener (here a socket file, which
+  // only root's own mosquitto may create in a private directory) Debian's version ends at once.
+  fs.writeFileSync(config, `
+user root
+listener 0 ${directory}/mosquitto.sock
+listener ${port} 127.0.0.1
+socket_domain ipv4
+protocol websockets
+allow_anonymous true
+`);
   const broker = scope.start('/usr/sbin/mosquitto', ['-c', config]);
   await broker.stderr.find((line) => /mosquitto version .* running/.test(line), 'mosquitto runs');
   return `ws://127.0.0.1:${port}`;
 }
 
 /** Subscribes, publishes, and waits for the message to come back. Returns the subprotocol that the client saw. */
-async function roundTrip(url, options) {
-  const client = await within(mqtt.connectAsync(url, { reconnectPeriod: 0, connectTimeout: 5000, ...options }), 'CONNACK');
+async function roundTrip(url, { protocols, headers }) {
+  let socket; // mqtt.js opens it just so by itself; with our own hands we can offer more, and look at the answer
+  const createWebsocket = (target, offered) => (socket = new WebSocket(target, protocols ?? offered, { headers }));
+  const client = await within(mqtt.connectAsync(url, { reconnectPeriod: 0, createWebsocket }, false), 'CONNACK');
   try {
     const arrived = new Promise((resolve) => client.on('message', (topic, payload) => resolve([topic, String(payload)])));
     await client.subscribeAsync('rooms/+', { qos: 1 });
     await client.publishAsync('rooms/7', 'hello from mqtt', { qos: 1 });
     assert.deepEqual(await within(arrived, 'the message'), ['rooms/7', 'hello from mqtt']);
-    return client.stream.socket.protocol;
+    return socket.protocol;
   } finally {
-    client.end(true);
+    await client.endAsync();
   }
 }
 
@@ -41,19 +53,17 @@ keys:
 `);
 
   await check('publish and subscribe with X-Api-Key', async () => {
-    const protocol = await roundTrip(gate.ws('/mqtt'), { wsOptions: { headers: { 'X-Api-Key': key } } });
-    assert.equal(protocol, 'mqtt');
+    assert.equal(await roundTrip(gate.ws('/mqtt'), { headers: { 'X-Api-Key': key } }), 'mqtt');
     await gate.logged('tunnel opened', { key: 'sensor', subprotocol: 'mqtt' });
   });
-  for (const offered of [['x-api-key', key, 'mqtt'], ['mqtt', 'x-api-key', key]]) {
-    const order = offered.map((item) => (item === key ? 'KEY' : item)).join(', ');
+  for (const protocols of [['x-api-key', key, 'mqtt'], ['mqtt', 'x-api-key', key]]) {
+    const order = protocols.map((item) => (item === key ? 'KEY' : item)).join(', ');
     await check(`publish and subscribe with the subprotocols ${order}`, async () => {
-      const protocol = await roundTrip(gate.ws('/mqtt'), { createWebsocket: (url) => new WebSocket(url, offered) });
-      assert.equal(protocol, 'mqtt');
+      assert.equal(await roundTrip(gate.ws('/mqtt'), { protocols }), 'mqtt');
     });
   }
   await check('a wrong key does not connect', async () => {
-    const attempt = roundTrip(gate.ws('/mqtt'), { wsOptions: { headers: { 'X-Api-Key': newKey() } } });
-    await assert.rejects(attempt, /401/);
+    await assert.rejects(roundTrip(gate.ws('/mqtt'), { headers: { 'X-Api-Key': newKey() } }));
+    await gate.logged('refused', { reason: 'invalid_credential' });
   });
 };

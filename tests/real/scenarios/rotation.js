@@ -2,22 +2,23 @@
 // Editing the YAML is the revocation: who lost the right is closed within a second, nobody else notices.
 
 const assert = require('node:assert/strict');
-const { assertRefused, dial, newKey, within } = require('../support');
+const { assertRefused, connect, newKey, refusal, within } = require('../support');
 
 // One second for wsbouncer, as promised, and half of one for a busy machine.
 const SOON_MS = 1500;
 
-/** Sends numbered messages without a pause until told to stop; returns how many came back, in order. */
+/** Sends numbered messages one after another and checks that each comes back, until told how many more to send. */
 function keepEchoing(client) {
-  let going = true;
+  let count = 0;
+  let last = Infinity;
   const done = (async () => {
-    for (let n = 0; ; n += 1) {
-      if (!going) return n;
-      assert.equal(String(await client.ask(`message ${n}`)), `message ${n}`);
+    for (; count < last; count += 1) {
+      assert.equal(String(await client.ask(`message ${count}`)), `message ${count}`);
     }
+    return count;
   })();
-  done.catch(() => {}); // seen by whoever calls stop
-  return { stop: () => { going = false; return done; } };
+  done.catch(() => {}); // seen by whoever calls `stopAfter`
+  return { stopAfter(more) { last = count + more; return done; } };
 }
 
 module.exports = async ({ scope, check }) => {
@@ -30,12 +31,14 @@ module.exports = async ({ scope, check }) => {
     `{ id: rotating, secrets: [plain: ${old}, plain: ${next}] }`,
     staying,
   ]));
-  const open = (key) => dial(gate.ws('/'), [], { headers: { 'X-Api-Key': key } });
+  const withKey = (key) => ({ headers: { 'X-Api-Key': key } });
   const closing = (client) => new Promise((resolve) => {
     client.on('close', (code, reason) => resolve({ code, reason: String(reason), at: performance.now() }));
   });
 
-  const [leaving, onOld, onNext, steady] = await Promise.all([leaver, old, next, stayer].map(open));
+  const [leaving, onOld, onNext, steady] = await Promise.all(
+    [leaver, old, next, stayer].map((key) => connect(gate.ws('/'), withKey(key))),
+  );
   for (const client of [leaving, onOld, onNext]) await client.ask('hello');
   const traffic = keepEchoing(steady);
 
@@ -60,14 +63,15 @@ module.exports = async ({ scope, check }) => {
     assert.equal(String(await onNext.ask('still here')), 'still here');
   });
   await check("another key's connection echoed all the while", async () => {
-    assert.equal(String(await within(open(leaver).then(({ status }) => status), 'refusal')), '401');
-    return `${await traffic.stop()} messages`;
+    await within(closed, 'Close frames');
+    return `${await traffic.stopAfter(100)} messages`;
   });
   await check('the removed key and the removed secret do not open any more', async () => {
-    assertRefused(await open(leaver), 401, 'invalid_credential');
-    assertRefused(await open(old), 401, 'invalid_credential');
+    for (const key of [leaver, old]) assertRefused(await refusal(gate.ws('/'), withKey(key)), 401, 'invalid_credential');
   });
-  await check('the service was told as well: its end of the closed connections is gone', async () => {
+  await check('the service was told as well, and keeps the two others', async () => {
+    await upstream.closes.find(() => upstream.closes.items.length === 2, 'two Close frames');
+    assert.deepEqual(upstream.closes.items, [1001, 1001]);
     assert.equal(upstream.sockets.clients.size, 2);
   });
 };

@@ -3,7 +3,7 @@
 
 const assert = require('node:assert/strict');
 const path = require('node:path');
-const { assertRefused, dial, newKey } = require('../support');
+const { assertRefused, connect, newKey, refusal } = require('../support');
 
 module.exports = async ({ scope, check }) => {
   const key = newKey();
@@ -19,22 +19,22 @@ routes:
   - { path: /inline, upstream: "${upstream.url}" }
   - { path: /nobody, upstream: "unix:${socket}.missing" }
 `);
-  const open = (target, headers = { 'X-Api-Key': key }) => dial(gate.ws(target), [], { headers });
+  const headers = { 'X-Api-Key': key };
 
   for (const target of ['/named', '/inline']) {
     await check(`${target.slice(1)} upstream: opens and echoes`, async () => {
-      const client = await open(target);
+      const client = await connect(gate.ws(target), { headers });
       assert.equal(String(await client.ask('over a socket file')), 'over a socket file');
       client.close();
-      const { headers } = upstream.requests.pop();
-      assert.equal(headers['x-auth-key-id'], 'neighbour');
-      assert.equal(headers['x-api-key'], undefined);
+      const seen = upstream.requests.pop().headers;
+      assert.equal(seen['x-auth-key-id'], 'neighbour');
+      assert.equal(seen['x-api-key'], undefined);
     });
   }
   await check('no key, no way in', async () => {
-    assertRefused(await open('/named', {}), 401, 'missing_credential');
+    assertRefused(await refusal(gate.ws('/named')), 401, 'missing_credential');
   });
   await check('a socket file that is not there is a 502', async () => {
-    assertRefused(await open('/nobody'), 502, 'upstream_unreachable');
+    assertRefused(await refusal(gate.ws('/nobody'), { headers }), 502, 'upstream_unreachable');
   });
 };

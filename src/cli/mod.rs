@@ -1,0 +1,344 @@
+//! The command line: what may be typed, and the help that explains it. One file a command; `serve` is `main` itself.
+
+pub mod key;
+pub mod probe;
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A reverse proxy that authenticates WebSocket upgrades.
+///
+/// wsbouncer stands in front of a WebSocket service that has no login of its own. It lets a handshake through only
+/// when it carries a key that the YAML file knows: in a header, or in the subprotocol list, where a browser can put
+/// it. Everything else is refused before the service hears of it. Editing the file adds, rotates and revokes keys
+/// while connections are open.
+#[derive(Debug, Parser)]
+#[command(name = "wsbouncer", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = SEE_HELP, after_long_help = OVERVIEW)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the proxy that a YAML file describes.
+    ///
+    /// Opens the addresses in the file and serves until it is told to stop. The file and every file that it names
+    /// are watched: a change is in force within a second, without a restart, and connections that keep their right
+    /// do not notice. Connections of a key that is gone are closed with 4401. A file that has a fault changes
+    /// nothing; the fault is in the log, on /readyz and in the metrics.
+    #[command(after_long_help = SERVE)]
+    Serve(ServeArgs),
+
+    /// Check a YAML file, and say everything that is wrong with it.
+    ///
+    /// Reads the file as `serve` would, with all the files that it names, and opens no port. Every fault is printed
+    /// to stderr with file, line, column and a way out; so are warnings, such as for a secret in plain text. When
+    /// the file is good, one line on stdout says so.
+    #[command(after_long_help = CHECK)]
+    Check(CheckArgs),
+
+    /// Make a key, or the digest of a secret that you have.
+    #[command(subcommand, arg_required_else_help = true)]
+    Key(KeyCommand),
+
+    /// Ask a running wsbouncer whether it is ready.
+    ///
+    /// One HTTP GET, by default of the admin address' /readyz. Needs no shell and no curl, and so can be the health
+    /// check of a container. Connecting may take 2 seconds, the whole of it 5.
+    #[command(after_long_help = PROBE)]
+    Probe(ProbeArgs),
+
+    /// Try it: the real proxy, a built-in echo service behind it, and lines to paste.
+    ///
+    /// Writes a YAML file with a fresh key to a temporary directory and runs the proxy from it, exactly as `serve`
+    /// would. Prints the key, the path of the file, and lines for the browser's console, for wscat, websocat and
+    /// curl. Edit the file while it runs, and watch the key being revoked. Everything is removed at the end.
+    #[command(after_long_help = DEMO)]
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a fresh key, and the YAML lines that let it in.
+    ///
+    /// The key is printed once and stored nowhere. The YAML holds only its SHA-256, so that whoever reads the file
+    /// cannot open a connection with it.
+    #[command(after_long_help = KEY_NEW)]
+    New(KeyNewArgs),
+
+    /// Read a secret from stdin, and print its SHA-256 as the YAML wants it.
+    ///
+    /// For secrets that exist already. Reads one line; the newline at its end does not belong to the secret.
+    /// Secrets are never taken from the command line, where other users and the shell's history see them.
+    #[command(after_long_help = KEY_HASH)]
+    Hash,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The YAML file that says where to listen, who may come in and where to
+    #[arg(short, long, value_name = "FILE", env = "WSBOUNCER_CONFIG")]
+    pub config: PathBuf,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The YAML file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyNewArgs {
+    /// The key's name: what logs, metrics and the service behind see. Never secret. 1 to 128 visible ASCII
+    /// characters other than quotes and the backslash
+    #[arg(long, value_name = "NAME", value_parser = key::parse_id)]
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// What to GET; http:// only
+    #[arg(default_value = "http://127.0.0.1:9901/readyz", value_parser = probe::Target::parse)]
+    pub url: probe::Target,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where the proxy listens, as IP:PORT; port 0 takes any free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = parse_listen)]
+    pub listen: SocketAddr,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// How to log; always to stderr.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct LogArgs {
+    /// Lines for people, or one JSON object a line
+    #[arg(long, value_name = "FORMAT", env = "WSBOUNCER_LOG_FORMAT", default_value = "human", ignore_case = true)]
+    pub log_format: LogFormat,
+
+    /// The least important events that are still logged
+    #[arg(long, value_name = "LEVEL", env = "WSBOUNCER_LOG", default_value = "info", ignore_case = true)]
+    pub log_level: LogLevel,
+}
+
+impl LogArgs {
+    /// From here on, events are written.
+    pub fn init(&self) {
+        crate::log::init(self.log_format == LogFormat::Json, self.log_level.into());
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080; port 0 takes any free one".into())
+}
+
+/// What a command is for goes to stdout. `print!` would panic when the reader is gone, as in `| head -1`.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// What a person should know besides goes to stderr; when nobody listens there, there is nobody to tell.
+fn remark(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+const SEE_HELP: &str = "`wsbouncer --help` and `wsbouncer COMMAND --help` explain more, with examples.";
+
+const OVERVIEW: &str = "\
+Examples:
+  See it work, with nothing else installed:
+    wsbouncer demo
+
+  Protect a service that listens on 127.0.0.1:9000:
+    printf '%s\\n' 'listen: 127.0.0.1:8080' 'upstream: ws://127.0.0.1:9000' \\
+      'keys:' '- { id: me, secret: test_api_key }' > wsbouncer.yaml
+    wsbouncer check wsbouncer.yaml
+    wsbouncer serve --config wsbouncer.yaml
+
+  Replace that plain secret by a real key, in the file, while it runs:
+    wsbouncer key new --id me
+
+Environment:
+  WSBOUNCER_CONFIG        the file, for `serve`
+  WSBOUNCER_LOG           the log level, for `serve` and `demo`
+  WSBOUNCER_LOG_FORMAT    human or json, for `serve` and `demo`
+  A flag wins over its variable.
+
+Exit codes:
+  0  done (`probe`: ready; `check`: no fault; `serve`, `demo`: told to stop)
+  1  cannot run (a port is taken, no answer, stdout is closed)
+  2  the YAML file has a fault, or the command line has
+
+Commands print their result to stdout, all else to stderr.
+`wsbouncer COMMAND --help` explains each command.";
+
+const SERVE: &str = "\
+Examples:
+  wsbouncer serve --config wsbouncer.yaml
+  WSBOUNCER_CONFIG=wsbouncer.yaml WSBOUNCER_LOG_FORMAT=json wsbouncer serve
+
+  The smallest useful file: one route that takes every host and path, one key.
+    listen: 127.0.0.1:8080
+    upstream: ws://127.0.0.1:9000
+    keys:
+      - { id: me, secret: test_api_key }
+
+Signals:
+  SIGHUP           read the file again now
+  SIGTERM, SIGINT  drain: stop accepting, close the connections spread over a
+                   while (`drain` in the file), exit 0; a second one: at once
+
+Exit codes:
+  0  told to stop, and stopped
+  1  cannot run, such as when a port is taken
+  2  the file has a fault (all of them are printed), or the command line has
+
+The log goes to stderr. The line `listening` says which addresses are open.";
+
+const CHECK: &str = "\
+Examples:
+  wsbouncer check wsbouncer.yaml
+
+Exit codes:
+  0  the file is good, perhaps with warnings
+  2  the file has a fault, or cannot be read";
+
+const KEY_NEW: &str = "\
+Examples:
+  wsbouncer key new --id dashboard
+
+Output:
+  stdout: the key, an empty line, and the lines for the YAML file; they go under
+  `keys:`, or into a file that `key_files` names. To rotate a key that exists, add
+  only the new `- sha256:` line to its `secrets:`; both work until the old one is
+  taken out.
+
+The key:
+  wsb_ + 30 random characters (178 bits, from the system's generator) + 6 characters
+  of checksum, each one of 0-9 A-Z a-z: fit for a header, for a WebSocket subprotocol
+  and for a URL. For secret scanners:  \\bwsb_[0-9A-Za-z]{36}\\b
+  The checksum is the CRC-32 (that of zlib) of the 34 characters before it, as a
+  number in base 62, digits in the order above, zeros in front.
+
+Exit codes:
+  0  printed
+  1  the key could not be made or printed
+  2  the command line has a fault";
+
+const KEY_HASH: &str = "\
+Examples:
+  printf '%s\\n' \"$OLD_KEY\" | wsbouncer key hash
+  wsbouncer key hash < secret.txt
+
+  It prints one line, for `secrets:` of a key:
+    sha256: \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"
+
+Exit codes:
+  0  printed
+  1  no secret was read: nothing there, or more than one line";
+
+const PROBE: &str = "\
+Examples:
+  wsbouncer probe
+  wsbouncer probe http://127.0.0.1:9901/healthz
+
+  In a Dockerfile:
+    HEALTHCHECK CMD [\"/wsbouncer\", \"probe\"]
+
+Output:
+  The status line and the body of the answer: on stdout when the status is 200,
+  on stderr otherwise.
+
+Exit codes:
+  0  the answer was 200
+  1  another status, no answer, or none in time
+  2  the URL has a fault";
+
+const DEMO: &str = "\
+Examples:
+  wsbouncer demo
+  wsbouncer demo --listen 127.0.0.1:0
+  WSBOUNCER_LOG=debug wsbouncer demo
+
+Signals:
+  SIGHUP           read the file again now
+  SIGTERM, SIGINT  close the connections, remove the directory, exit 0
+
+Exit codes:
+  0  told to stop, and stopped
+  1  cannot run, such as when the port is taken
+  2  the command line has a fault
+
+What to paste goes to stdout, the log of the proxy to stderr. Anyone who has the key
+and reaches the address can talk to the echo service, and to nothing else.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn definitions_agree() {
+        Cli::command().debug_assert();
+    }
+
+    /// clap wraps longer lines where it likes, and an example that is broken in two cannot be pasted.
+    #[test]
+    fn help_fits_a_terminal() {
+        for text in [OVERVIEW, SERVE, CHECK, KEY_NEW, KEY_HASH, PROBE, DEMO] {
+            for line in text.lines() {
+                assert!(line.len() <= 88, "{} characters: {line}", line.len());
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        for line in ["wsbouncer", "wsbouncer probe ftp://x", "wsbouncer key new --id", "wsbouncer demo --listen 8080"] {
+            let error = Cli::try_parse_from(line.split(' ')).map(|_| ()).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Why a tunnel ended, and what its peers are told about it.
+
+/// The closed list of causes: the same word in the log, the metric and the Close frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Cause {
+    /// The client ended the conversation, with a Close frame or by closing its side.
+    Client = 1,
+    Upstream,
+    /// The client's connection broke.
+    ClientLost,
+    /// The upstream's connection broke, or ended without a Close frame.
+    UpstreamLost,
+    IdleTimeout,
+    MaxLifetime,
+    /// One side had ended, and the other one stayed silent.
+    HalfCloseTimeout,
+    Revoked,
+    NotAllowedOnRoute,
+    Expired,
+    RouteRemoved,
+    Drain,
+    /// The process was told to stop at once.
+    Shutdown,
+}
+
+impl Cause {
+    pub const ALL: [Self; 13] = [
+        Self::Client,
+        Self::Upstream,
+        Self::ClientLost,
+        Self::UpstreamLost,
+        Self::IdleTimeout,
+        Self::MaxLifetime,
+        Self::HalfCloseTimeout,
+        Self::Revoked,
+        Self::NotAllowedOnRoute,
+        Self::Expired,
+        Self::RouteRemoved,
+        Self::Drain,
+        Self::Shutdown,
+    ];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::ClientLost => "client_lost",
+            Self::UpstreamLost => "upstream_lost",
+            Self::IdleTimeout => "idle_timeout",
+            Self::MaxLifetime => "max_lifetime",
+            Self::HalfCloseTimeout => "half_close_timeout",
+            Self::Revoked => "revoked",
+            Self::NotAllowedOnRoute => "not_allowed_on_route",
+            Self::Expired => "expired",
+            Self::RouteRemoved => "route_removed",
+            Self::Drain => "drain",
+            Self::Shutdown => "shutdown",
+        }
+    }
+
+    /// The code of the Close frame that the client gets from us (RFC 6455 section 7.4; 1012 and 1014 are in IANA's
+    /// registry, 4000 and up are private).
+    pub fn close_code(self) -> u16 {
+        match self {
+            Self::Revoked | Self::Expired => 4401,
+            Self::NotAllowedOnRoute => 4403,
+            Self::RouteRemoved | Self::Drain | Self::Shutdown => 1012,
+            Self::UpstreamLost => 1014,
+            Self::IdleTimeout | Self::MaxLifetime | Self::HalfCloseTimeout => 1001,
+            Self::Client | Self::Upstream => 1000,
+            Self::ClientLost => 1001,
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| *cause as u8 == byte)
+    }
+}
+
+/// How a tunnel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    pub cause: Cause,
+    /// The code of the first Close frame that was passed on or sent to the client.
+    pub code: Option<u16>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_survives_its_byte() {
+        for cause in Cause::ALL {
+            assert_eq!(Cause::from_byte(cause as u8), Some(cause));
+        }
+        assert_eq!(Cause::from_byte(0), None);
+    }
+}

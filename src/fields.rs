@@ -1,0 +1,107 @@
+//! Header fields by their kind: which are lists, which stand once, which concern one connection only, which only we write.
+
+use std::borrow::Cow;
+
+use http::HeaderMap;
+use http::header::{CONNECTION, HeaderName};
+
+/// The items of a list header, over all its lines (RFC 9110 section 5.6.1). A line that is not ASCII has none.
+pub fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(|item| item.trim_matches([' ', '\t'])).filter(|item| !item.is_empty())
+}
+
+/// A header that must not stand twice does.
+pub struct Twice;
+
+/// The value of a header that may stand once. A value that is not ASCII reads as empty, which nothing accepts.
+pub fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, Twice> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => Ok(Some(value.to_str().unwrap_or_default())),
+        (Some(_), Some(_)) => Err(Twice),
+    }
+}
+
+/// RFC 9110 section 5.6.2.
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(is_token_byte)
+}
+
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// A name as CGI-like backends read it, where `_` and `.` are as good as `-`. Names are in lower case here.
+pub fn plain_name(name: &str) -> Cow<'_, str> {
+    if name.contains(['_', '.']) { name.replace(['_', '.'], "-").into() } else { name.into() }
+}
+
+/// Names that only we write to an upstream, or that only concern one connection (RFC 9110 section 7.6.1), or by which
+/// backends of some kinds are told another path, address or identity than the request's own.
+pub fn is_ours(plain: &str) -> bool {
+    is_hop_by_hop(plain)
+        || plain.starts_with("x-forwarded-")
+        || plain.starts_with("sec-websocket-")
+        || matches!(
+            plain,
+            "host"
+                | "content-length"
+                | "expect"
+                | "forwarded"
+                | "http2-settings"
+                | "proxy-authorization"
+                | "x-auth-key-id"
+                | "x-envoy-original-path"
+                | "x-original-uri"
+                | "x-original-url"
+                | "x-real-ip"
+                | "x-request-id"
+                | "x-rewrite-url"
+        )
+}
+
+fn is_hop_by_hop(plain: &str) -> bool {
+    matches!(
+        plain,
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+/// What of an upstream's answer is for the client: neither framing nor anything about the connection to us, and nothing
+/// of the WebSocket handshake, which is answered by us.
+pub fn end_to_end_of_response(headers: &HeaderMap) -> HeaderMap {
+    let nominated: Vec<&str> = tokens(headers, &CONNECTION).collect();
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let text = name.as_str();
+        let is_nominated = nominated.iter().any(|token| token.eq_ignore_ascii_case(text));
+        if !is_nominated && !is_hop_by_hop(text) && text != "content-length" && !text.starts_with("sec-websocket-") {
+            kept.append(name, value.clone());
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn lists_are_read_over_all_lines() {
+        let mut headers = HeaderMap::new();
+        headers.append(CONNECTION, HeaderValue::from_static("keep-alive, Upgrade"));
+        headers.append(CONNECTION, HeaderValue::from_static(" , x"));
+        assert_eq!(tokens(&headers, &CONNECTION).collect::<Vec<_>>(), ["keep-alive", "Upgrade", "x"]);
+    }
+}

@@ -1,0 +1,333 @@
+//! The raw request head: read under a deadline, vetted byte by byte, then handed to hyper as if it came from the socket.
+//! hyper and its parser are lenient in ways that matter here (bare LF, several `Host`, absolute targets, fragments that
+//! vanish), so what reaches it is known to have one meaning.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
+
+use crate::denial::{Denial, Reason};
+use crate::fields::is_token_byte;
+use crate::peer::is_host;
+
+/// The largest head that is read. Handshakes of browsers with many cookies stay below a quarter of it.
+pub const MAX_HEAD: usize = 16 * 1024;
+/// Header lines in it.
+pub const MAX_LINES: usize = 64;
+const MAX_TARGET: usize = 4 * 1024;
+
+/// Why there is no head.
+#[derive(Debug)]
+pub enum Fault {
+    /// To be answered and logged.
+    Denied(Denial),
+    /// The peer went away, or never said anything: nobody to answer.
+    Gone,
+}
+
+/// A vetted head and whatever came right behind it.
+pub struct Head {
+    bytes: Vec<u8>,
+}
+
+/// Reads up to the end of the head.
+///
+/// # Errors
+/// [`Fault`]: 400, 405, 408, 414 or 431, or nothing where nobody would read an answer.
+pub async fn read<S: AsyncRead + Unpin>(stream: &mut S, limit: Duration) -> Result<Head, Fault> {
+    let mut bytes = Vec::new();
+    match timeout(limit, fill(stream, &mut bytes)).await {
+        Ok(Ok(length)) => {
+            vet(&bytes[..length]).map_err(Fault::Denied)?;
+            Ok(Head { bytes })
+        }
+        Ok(Err(fault)) => Err(fault),
+        Err(_) if bytes.is_empty() => Err(Fault::Gone),
+        Err(_) => {
+            let denial = Denial::new(Reason::RequestTimeout, "the request head did not arrive in time");
+            Err(Fault::Denied(denial))
+        }
+    }
+}
+
+async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
+    loop {
+        let from = bytes.len();
+        bytes.reserve(if from == 0 { 2048 } else { MAX_HEAD });
+        match stream.read_buf(bytes).await {
+            Ok(0) | Err(_) => return Err(Fault::Gone),
+            Ok(_) => {}
+        }
+        let complete = scan(bytes, from).map_err(Fault::Denied)?;
+        if let Some(length) = complete.filter(|length| *length <= MAX_HEAD) {
+            return Ok(length);
+        }
+        if bytes.len() > MAX_HEAD {
+            return Err(Fault::Denied(too_large(bytes)));
+        }
+    }
+}
+
+/// Looks at the bytes from `from` on: `Some(length)` when the head is complete.
+///
+/// # Errors
+/// 400 at the first byte that no head has, so that neither other protocols nor line ends of another kind wait for a
+/// deadline.
+pub fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, Denial> {
+    let bad = |detail| Err(Denial::bad_handshake(detail));
+    for (at, byte) in bytes.iter().enumerate().skip(from) {
+        let before = at.checked_sub(1).map(|at| bytes[at]);
+        if before == Some(b'\r') && *byte != b'\n' {
+            return bad("the request head holds a CR without LF");
+        }
+        match byte {
+            b'\n' if before != Some(b'\r') => return bad("the request head holds a line that ends in LF without CR"),
+            b'\n' if at >= 3 && bytes[at - 2] == b'\n' => return Ok(Some(at + 1)),
+            b'\r' | b'\n' | b'\t' => {}
+            0..0x20 | 0x7f => return bad("the request head holds a control character"),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+fn too_large(bytes: &[u8]) -> Denial {
+    if bytes.contains(&b'\n') {
+        Denial::new(Reason::HeadTooLarge, "the request head is over 16 KiB")
+    } else {
+        target_too_long()
+    }
+}
+
+fn target_too_long() -> Denial {
+    Denial::new(Reason::TargetTooLong, "the request target is over 4 KiB")
+}
+
+/// Whether a complete head is one that every reader understands alike (RFC 9112 sections 2 to 5, at their strictest).
+///
+/// # Errors
+/// 400 `bad_handshake` with the first fault, 405 for CONNECT, 414, 431.
+pub fn vet(head: &[u8]) -> Result<(), Denial> {
+    let text = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
+    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    vet_request_line(lines.next().unwrap_or_default())?;
+    let mut fields = Fields::default();
+    let mut count = 0;
+    for line in lines {
+        count += 1;
+        if count > MAX_LINES {
+            return Err(Denial::new(Reason::HeadTooLarge, "the request has over 64 header lines"));
+        }
+        fields.vet(line).map_err(Denial::bad_handshake)?;
+    }
+    fields.finish().map_err(Denial::bad_handshake)
+}
+
+fn vet_request_line(line: &[u8]) -> Result<(), Denial> {
+    let bad = |detail| Err(Denial::bad_handshake(detail));
+    let mut words = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return bad("the request line is not method, target and version");
+    };
+    if method.is_empty() || !method.iter().all(|byte| is_token_byte(*byte)) {
+        return bad("the request method is not a token");
+    }
+    if method == b"CONNECT" {
+        return Err(Denial::connect_method());
+    }
+    if version != b"HTTP/1.1" {
+        return bad("only HTTP/1.1 is served here");
+    }
+    if target.len() > MAX_TARGET {
+        return Err(target_too_long());
+    }
+    if !target.starts_with(b"/") {
+        return bad("the request target does not begin with a slash");
+    }
+    vet_target(target).map_or(Ok(()), bad)
+}
+
+/// Characters of a path and a query (RFC 3986 section 3.3, 3.4), and those that browsers leave as they are.
+fn vet_target(target: &[u8]) -> Option<&'static str> {
+    let mut in_query = false;
+    for (at, byte) in target.iter().enumerate() {
+        let good = match byte {
+            b'%' => {
+                let code = target.get(at + 1..at + 3);
+                if !code.is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit)) {
+                    return Some("the request target holds a % that is no code");
+                }
+                true
+            }
+            b'#' => return Some("the request target holds a fragment"),
+            b'\\' if !in_query => return Some("the request target holds a backslash"),
+            b'?' => {
+                in_query = true;
+                true
+            }
+            b'"' | b'<' | b'>' => false,
+            b'{' | b'}' | b'^' | b'`' | b'\\' => in_query,
+            byte => byte.is_ascii_graphic(),
+        };
+        if !good {
+            return Some("the request target holds a character that has to be encoded");
+        }
+    }
+    None
+}
+
+/// What the header lines have shown so far.
+#[derive(Default)]
+struct Fields {
+    hosts: u32,
+    lengths: u32,
+}
+
+impl Fields {
+    fn vet(&mut self, line: &[u8]) -> Result<(), &'static str> {
+        if line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
+            return Err("a header line begins with white space");
+        }
+        let colon = line.iter().position(|byte| *byte == b':').ok_or("a header line has no colon")?;
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) {
+            return Err("a header name is not a token");
+        }
+        if name.eq_ignore_ascii_case(b"host") {
+            self.hosts += 1;
+            if !std::str::from_utf8(value).is_ok_and(is_host) {
+                return Err("the Host header is not a host, perhaps with a port");
+            }
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            self.lengths += 1;
+            if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+                return Err("Content-Length is not a number");
+            }
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            return Err("Transfer-Encoding is not served here");
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), &'static str> {
+        match (self.hosts, self.lengths) {
+            (0, _) => Err("the Host header is missing"),
+            (1, 0 | 1) => Ok(()),
+            (1, _) => Err("the request has two Content-Length headers"),
+            _ => Err("the request has two Host headers"),
+        }
+    }
+}
+
+/// A stream that gives its vetted head, and what came with it, before it is read on.
+pub struct Replay<S> {
+    head: Head,
+    given: usize,
+    stream: S,
+}
+
+impl<S> Replay<S> {
+    pub fn new(head: Head, stream: S) -> Self {
+        Self { head, given: 0, stream }
+    }
+
+    /// The stream, and bytes that were read from it and not given yet.
+    pub fn into_parts(mut self) -> (S, Vec<u8>) {
+        (self.stream, self.head.bytes.split_off(self.given))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.given < this.head.bytes.len() {
+            let rest = &this.head.bytes[this.given..];
+            let count = rest.len().min(buffer.remaining());
+            buffer.put_slice(&rest[..count]);
+            this.given += count;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(head: &str) -> Result<(), String> {
+        let length = scan(head.as_bytes(), 0).map_err(|denial| denial.detail.into_owned())?;
+        assert_eq!(length, Some(head.len()), "{head:?}");
+        vet(head.as_bytes()).map_err(|denial| denial.detail.into_owned())
+    }
+
+    #[test]
+    fn one_meaning_or_none() {
+        for good in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a%20b?q={\"x\":1}".replace('"', "%22").as_str(),
+            "POST /x?a=^ HTTP/1.1\r\nhost: [::1]:80\r\nX: caf\u{e9}\r\nContent-Length: 5\r\n\r\n",
+        ] {
+            let head =
+                if good.contains("\r\n") { good.to_owned() } else { format!("{good} HTTP/1.1\r\nHost: a\r\n\r\n") };
+            assert_eq!(verdict(&head), Ok(()), "{head:?}");
+        }
+        for bad in [
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: y\rz\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+            "CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n: y\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nnothing\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ,chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
+            "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            assert!(verdict(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What is written about each request: one line for a refusal, one when a tunnel opens, one when it closes. Never a query,
+//! a header that could hold a secret, or a byte that a terminal would act upon.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
+use tracing::{info, warn};
+
+use crate::denial::Denial;
+use crate::end::End;
+use crate::tunnels::Live;
+
+/// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
+pub fn init(json: bool, level: tracing::Level) {
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    if json {
+        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+    } else {
+        builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+    }
+}
+
+/// What is known of a request, for its one line.
+#[derive(Debug)]
+pub struct Entry {
+    pub id: Box<str>,
+    pub since: Instant,
+    pub caller: IpAddr,
+    pub route: Option<std::sync::Arc<str>>,
+    pub host: Option<Box<str>>,
+    /// Without the query.
+    pub path: Option<Box<str>>,
+    pub origin: Option<Box<str>>,
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+impl Entry {
+    /// For a connection whose head could not be read.
+    pub fn without_request(caller: IpAddr) -> Self {
+        let id = new_id();
+        Self { id, since: Instant::now(), caller, route: None, host: None, path: None, origin: None }
+    }
+
+    pub fn new(caller: IpAddr, path: &str, headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).map(|value| printable(value.as_bytes()).into_boxed_str());
+        Self {
+            id: request_id(headers),
+            host: text(HOST),
+            path: Some(printable(path.as_bytes()).into()),
+            origin: text(ORIGIN),
+            ..Self::without_request(caller)
+        }
+    }
+
+    pub fn route_label(&self) -> &str {
+        self.route.as_deref().unwrap_or("none")
+    }
+
+    pub fn refused(&self, denial: &Denial) {
+        info!(
+            id = &*self.id,
+            reason = denial.reason.word(),
+            status = denial.status().as_u16(),
+            route = self.route.as_deref(),
+            key = denial.key.as_deref(),
+            caller = %self.caller,
+            host = self.host.as_deref(),
+            path = self.path.as_deref(),
+            origin = self.origin.as_deref(),
+            detail = &*denial.detail,
+            cause = Some(&*denial.cause).filter(|cause| !cause.is_empty()),
+            "refused"
+        );
+    }
+
+    /// The upstream said no, in its own words.
+    pub fn passed_through(&self, status: u16) {
+        info!(
+            id = &*self.id,
+            status,
+            route = self.route.as_deref(),
+            caller = %self.caller,
+            host = self.host.as_deref(),
+            path = self.path.as_deref(),
+            origin = self.origin.as_deref(),
+            "passed through"
+        );
+    }
+}
+
+pub fn opened(live: &Live) {
+    info!(
+        id = &*live.id,
+        route = &*live.route,
+        key = live.key(),
+        caller = %live.caller,
+        origin = live.origin.as_deref(),
+        subprotocol = live.opening().and_then(|opening| opening.subprotocol.as_deref()),
+        upstream = &*live.upstream,
+        "tunnel opened"
+    );
+}
+
+pub fn closed(live: &Live, end: End) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let opening = live.opening();
+    info!(
+        id = &*live.id,
+        route = &*live.route,
+        key = live.key(),
+        caller = %live.caller,
+        origin = live.origin.as_deref(),
+        subprotocol = opening.and_then(|opening| opening.subprotocol.as_deref()),
+        cause = end.cause.word(),
+        code = end.code,
+        up_bytes = live.control.up_bytes.load(Relaxed),
+        down_bytes = live.control.down_bytes.load(Relaxed),
+        up_messages = live.control.up_messages.load(Relaxed),
+        down_messages = live.control.down_messages.load(Relaxed),
+        seconds = opening.map(|opening| opening.since.elapsed().as_secs_f64()),
+        "tunnel closed"
+    );
+}
+
+/// A handshake that was answered and whose client was gone before the tunnel began.
+pub fn never_began(live: &Live, why: &str) {
+    warn!(id = &*live.id, route = &*live.route, key = live.key(), caller = %live.caller, why, "tunnel never began");
+}
+
+/// The client's own id for the request if it is sane, else a new one.
+fn request_id(headers: &HeaderMap) -> Box<str> {
+    let mut sent = headers.get_all(REQUEST_ID).iter();
+    let is_sane = |text: &&str| {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        (1..=128).contains(&text.len()) && text.bytes().all(good)
+    };
+    match (sent.next(), sent.next()) {
+        (Some(id), None) => id.to_str().ok().filter(is_sane).map_or_else(new_id, Into::into),
+        _ => new_id(),
+    }
+}
+
+/// UUIDv7 (RFC 9562): sorts by time.
+fn new_id() -> Box<str> {
+    uuid::Uuid::now_v7().to_string().into()
+}
+
+/// Text of others for a log line: at most 256 bytes, and nothing but visible ASCII and spaces.
+pub fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().min(256));
+    for &byte in bytes.iter().take(256) {
+        if byte == b' ' || byte.is_ascii_graphic() {
+            text.push(char::from(byte));
+        } else {
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    if bytes.len() > 256 {
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_reaches_a_terminal() {
+        assert_eq!(printable(b"a\x1b[31m\r\n\xff"), "a\\x1b[31m\\x0d\\x0a\\xff");
+        assert_eq!(printable(&[b'a'; 300]).len(), 259);
+    }
+}

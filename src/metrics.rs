@@ -1,0 +1,280 @@
+//! Every counter and gauge by name. Labels are route names, key ids and words of closed lists: never anything that a
+//! client can choose.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::clock::UnixTime;
+use crate::denial::Reason;
+use crate::end::Cause;
+use crate::limit::Counts;
+use crate::tunnels::{Live, Tunnels};
+
+/// What became of a request that had a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Opened,
+    Refused,
+    /// The upstream answered something else than 101.
+    PassedThrough,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteOutcome {
+    route: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteReason {
+    route: String,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteCause {
+    route: String,
+    cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadResult {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Version {
+    version: &'static str,
+}
+
+type Histograms = Family<Route, Histogram, fn() -> Histogram>;
+
+/// All metrics of the process, and the registry that prints them.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RouteOutcome, Counter>,
+    refusals: Family<RouteReason, Counter>,
+    opened: Family<Route, Counter>,
+    closed: Family<RouteCause, Counter>,
+    open: Family<Route, Gauge>,
+    /// Of tunnels that are closed; the living count for themselves.
+    bytes: Arc<Mutex<BytesByRoute>>,
+    handshake: Histograms,
+    reloads: Family<ReloadResult, Counter>,
+    reload_success: Gauge,
+    reload_time: Gauge<i64, AtomicI64>,
+    restart_needed: Gauge,
+    accept_errors: Counter,
+}
+
+/// Keys with metrics of their own; more than that belong into a log.
+const MAX_KEYS: usize = 10_000;
+
+impl Metrics {
+    pub fn new(tunnels: Arc<Tunnels>, counts: Arc<Counts>) -> Self {
+        let buckets: fn() -> Histogram =
+            || Histogram::new([0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("wsbouncer"),
+            requests: Family::default(),
+            refusals: Family::default(),
+            opened: Family::default(),
+            closed: Family::default(),
+            open: Family::default(),
+            bytes: Arc::default(),
+            handshake: Family::new_with_constructor(buckets),
+            reloads: Family::default(),
+            reload_success: Gauge::default(),
+            reload_time: Gauge::default(),
+            restart_needed: Gauge::default(),
+            accept_errors: Counter::default(),
+        };
+        metrics.register();
+        let live = LiveNumbers { tunnels, counts, bytes: metrics.bytes.clone() };
+        metrics.registry.register_collector(Box::new(live));
+        metrics
+    }
+
+    fn register(&mut self) {
+        let all = &mut self.registry;
+        all.register("requests", "Requests with a complete head, by what became of them", self.requests.clone());
+        all.register("refusals", "Refusals by reason", self.refusals.clone());
+        all.register("tunnels_opened", "Tunnels opened", self.opened.clone());
+        all.register("tunnels_open", "Tunnels open now", self.open.clone());
+        all.register("tunnels_closed", "Tunnels closed, by cause", self.closed.clone());
+        let text = "From the accepted connection's request head to the answer";
+        all.register("handshake_seconds", text, self.handshake.clone());
+        all.register("config_reloads", "Reloads of the configuration, by result", self.reloads.clone());
+        let text = "Whether the last reload of the configuration was successful";
+        all.register("config_last_reload_success", text, self.reload_success.clone());
+        let text = "When the configuration was last loaded successfully";
+        all.register("config_last_reload_timestamp_seconds", text, self.reload_time.clone());
+        let text = "Whether the file holds a change that only a restart brings into force";
+        all.register("config_restart_needed", text, self.restart_needed.clone());
+        all.register("accept_errors", "Connections that could not be accepted", self.accept_errors.clone());
+        let build = Family::<Version, Gauge>::default();
+        build.get_or_create(&Version { version: env!("CARGO_PKG_VERSION") }).set(1);
+        all.register("build_info", "The version of this process", build);
+    }
+
+    pub fn answered(&self, route: &str, outcome: Outcome, took: Duration) {
+        let outcome = match outcome {
+            Outcome::Opened => "opened",
+            Outcome::Refused => "refused",
+            Outcome::PassedThrough => "passed_through",
+        };
+        self.requests.get_or_create(&RouteOutcome { route: route.into(), outcome }).inc();
+        self.handshake.get_or_create(&Route { route: route.into() }).observe(took.as_secs_f64());
+    }
+
+    pub fn refused(&self, route: &str, reason: Reason) {
+        self.refusals.get_or_create(&RouteReason { route: route.into(), reason: reason.word() }).inc();
+    }
+
+    pub fn opened(&self, live: &Live) {
+        let label = Route { route: String::from(&*live.route) };
+        self.opened.get_or_create(&label).inc();
+        self.open.get_or_create(&label).inc();
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).entry(live.route.clone()).or_default();
+    }
+
+    pub fn closed(&self, live: &Live, cause: Cause) {
+        let route = String::from(&*live.route);
+        self.open.get_or_create(&Route { route: route.clone() }).dec();
+        self.closed.get_or_create(&RouteCause { route, cause: cause.word() }).inc();
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.entry(live.route.clone()).or_default().add(live);
+        live.closed();
+    }
+
+    pub fn reloaded(&self, restart_needed: bool) {
+        self.reloads.get_or_create(&ReloadResult { result: "ok" }).inc();
+        self.loaded(restart_needed);
+    }
+
+    /// The first load is no reload.
+    pub fn loaded(&self, restart_needed: bool) {
+        self.reload_success.set(1);
+        self.reload_time.set(UnixTime::now().0);
+        self.restart_needed.set(i64::from(restart_needed));
+    }
+
+    pub fn reload_failed(&self) {
+        self.reloads.get_or_create(&ReloadResult { result: "failed" }).inc();
+        self.reload_success.set(0);
+    }
+
+    pub fn accept_failed(&self) {
+        self.accept_errors.inc();
+    }
+
+    /// The text that Prometheus reads.
+    ///
+    /// # Errors
+    /// When a metric cannot be written, which would be a fault of this program.
+    pub fn print(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// What is counted when it is asked for: living tunnels, keys in use.
+struct LiveNumbers {
+    tunnels: Arc<Tunnels>,
+    counts: Arc<Counts>,
+    bytes: Arc<Mutex<BytesByRoute>>,
+}
+
+impl fmt::Debug for LiveNumbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LiveNumbers")
+    }
+}
+
+impl Collector for LiveNumbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.encode_bytes(&mut encoder)?;
+        let keys = self.counts.keys(MAX_KEYS);
+        gauge(&mut encoder, "key_tunnels_open", "Tunnels open now, by key", |add| {
+            keys.iter().try_for_each(|(key, used)| add(&[("key", key)], i64::from(used.open)))
+        })?;
+        let text = "When a tunnel of the key was last opened or closed";
+        gauge(&mut encoder, "key_last_used_timestamp_seconds", text, |add| {
+            keys.iter().try_for_each(|(key, used)| add(&[("key", key)], used.last_used.0))
+        })?;
+        let open = ConstGauge::new(i64::from(self.counts.connections()));
+        let text = "Connections of the data port, tunnels included";
+        open.encode(encoder.encode_descriptor("connections_open", text, None, open.metric_type())?)
+    }
+}
+
+impl LiveNumbers {
+    fn encode_bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut routes = {
+            // Under this lock a tunnel is either alive or counted among the closed, never both.
+            let closed = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut routes = closed.clone();
+            for live in self.tunnels.all().iter().filter(|live| live.is_open()) {
+                routes.entry(live.route.clone()).or_default().add(live);
+            }
+            routes
+        };
+        let kind = ConstCounter::new(0u64).metric_type();
+        let text = "Bytes relayed: up is from the client to the upstream";
+        let mut family = encoder.encode_descriptor("bytes", text, None, kind)?;
+        for (route, bytes) in &mut routes {
+            for (direction, count) in [("up", bytes.up), ("down", bytes.down)] {
+                let labels = [("route", &**route), ("direction", direction)];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type BytesByRoute = BTreeMap<Arc<str>, Bytes>;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Bytes {
+    up: u64,
+    down: u64,
+}
+
+impl Bytes {
+    fn add(&mut self, live: &Live) {
+        self.up += live.control.up_bytes.load(Ordering::Relaxed);
+        self.down += live.control.down_bytes.load(Ordering::Relaxed);
+    }
+}
+
+/// Adds one line to a family: labels and a value.
+type Add<'a> = dyn FnMut(&[(&str, &str)], i64) -> Result<(), fmt::Error> + 'a;
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    fill: impl FnOnce(&mut Add<'_>) -> Result<(), fmt::Error>,
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0i64).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    fill(&mut |labels, value| ConstGauge::new(value).encode(family.encode_family(&labels)?))
+}

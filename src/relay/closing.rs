@@ -1,0 +1,159 @@
+//! How a tunnel ends that does not end by itself.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::half::{BUFFER, Half, Kept, Side, TURNS};
+use crate::end::Cause;
+use crate::frame;
+
+/// How long a frame that is under way may take to end when a tunnel is to be closed; then it goes without a Close.
+const BOUNDARY_WAIT: Duration = Duration::from_millis(400);
+/// How long both sides have, from the order to close, to answer before the sockets are closed.
+const CLOSE_WAIT: Duration = Duration::from_millis(800);
+
+/// The end of a tunnel that does not end by itself: a Close to each side at a frame boundary, then a short wait for the
+/// answers. What the sides send meanwhile is read, so that nothing unread turns the close into a reset, and goes nowhere.
+pub(super) struct Closing<'c, D, U> {
+    client: &'c mut D,
+    upstream: &'c mut U,
+    up: Farewell<'c>,
+    down: Farewell<'c>,
+    pub(super) boundary_by: Instant,
+    over_by: Instant,
+}
+
+/// What is left to do in one direction: the frame that is under way, and the Close after it.
+struct Farewell<'c> {
+    half: &'c mut Half,
+    close: Option<Vec<u8>>,
+    /// The Close stands in its place, if it is not written yet.
+    inserted: bool,
+    /// The side that is read from has answered, or is gone.
+    heard: bool,
+}
+
+impl<'c, D, U> Closing<'c, D, U>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(
+        (client, upstream): (&'c mut D, &'c mut U),
+        (up, down): (&'c mut Half, &'c mut Half),
+        cause: Cause,
+        lost: Option<Side>,
+    ) -> Self {
+        let now = Instant::now();
+        let mut mask = [0; 4];
+        // Without randomness the frame is still right (RFC 6455 section 10.3 guards against pages, not against us).
+        let _ = getrandom::fill(&mut mask);
+        let to_client = frame::close(cause.close_code(), cause.word(), None);
+        let to_upstream = frame::close(1001, cause.word(), Some(mask));
+        let farewell = |half: &'c mut Half, close, gone: bool, source_gone: bool| {
+            if gone {
+                half.kept = Kept::default();
+            }
+            let possible = !gone && !half.ended && !half.follower.is_lost() && !half.follower.saw_close();
+            let heard = source_gone || half.ended || half.follower.saw_close();
+            Farewell { close: possible.then_some(close), inserted: false, heard, half }
+        };
+        let (client_gone, upstream_gone) = (lost == Some(Side::Client), lost == Some(Side::Upstream));
+        let mut closing = Self {
+            client,
+            upstream,
+            up: farewell(up, to_upstream, upstream_gone, client_gone),
+            down: farewell(down, to_client, client_gone, upstream_gone),
+            boundary_by: now + BOUNDARY_WAIT,
+            over_by: now + CLOSE_WAIT,
+        };
+        closing.up.insert_if_between();
+        closing.down.insert_if_between();
+        closing
+    }
+
+    /// Whether the client was sent a Close of ours.
+    pub(super) fn told_client(&self) -> bool {
+        self.down.inserted
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
+        let up = self.up.poll(cx, self.client, self.upstream);
+        let down = self.down.poll(cx, self.upstream, self.client);
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(());
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= self.over_by {
+                return Poll::Ready(());
+            }
+            self.up.close = None;
+            self.down.close = None;
+            timer.as_mut().reset(self.over_by);
+        }
+        Poll::Pending
+    }
+}
+
+impl Farewell<'_> {
+    fn insert_if_between(&mut self) {
+        if self.half.follower.is_between()
+            && let Some(close) = self.close.take()
+        {
+            self.half.kept.bytes.extend(close);
+            self.inserted = true;
+        }
+    }
+
+    /// Ready when the writer has everything and the reader was heard.
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<()>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut written = self.half.kept.poll_write(cx, writer);
+        for _ in 0..TURNS {
+            if self.heard {
+                return written.map(|_| ());
+            }
+            if self.close.is_some() && written.is_pending() {
+                return Poll::Pending;
+            }
+            let read = BUFFER.with_borrow_mut(|buffer| {
+                let mut buffer = ReadBuf::new(buffer);
+                let read = Pin::new(&mut *reader).poll_read(cx, &mut buffer);
+                self.take(buffer.filled());
+                read.map(|result| result.is_ok() && !buffer.filled().is_empty())
+            });
+            written = self.half.kept.poll_write(cx, writer);
+            match read {
+                Poll::Ready(true) => self.heard = self.close.is_none() && self.half.follower.saw_close(),
+                Poll::Ready(false) => self.heard = true,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Passes on what belongs to the frame under way; the rest is only looked at, for the answer to our Close.
+    fn take(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        if self.close.is_some() {
+            let used = self.half.follower.follow_to_end_of_frame(bytes);
+            self.half.kept.bytes.extend_from_slice(&bytes[..used]);
+            self.half.bytes += used as u64;
+            rest = &bytes[used..];
+            if self.half.follower.is_lost() || self.half.follower.saw_close() {
+                self.close = None;
+            }
+            self.insert_if_between();
+        }
+        self.half.follower.follow(rest);
+    }
+}

@@ -1,0 +1,254 @@
+//! Bytes both ways between two streams: to each one's own end, with bounded memory, and a word at the end.
+//!
+//! One future for both directions and no task of its own. Each half reads into a scratch buffer that all tunnels of a
+//! thread share, writes at once, and keeps only what the writer refused: an idle tunnel owns no buffer. Frame headers are
+//! followed as they pass, so that a Close of ours stands between two frames or nowhere.
+
+mod closing;
+mod control;
+mod half;
+
+use std::future::{Future as _, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use self::closing::Closing;
+pub use self::control::Control;
+use self::half::{Broken, Half, Side};
+use crate::clock::UnixTime;
+use crate::end::{Cause, End};
+use crate::frame::{self, Follower};
+
+/// A date is looked at again after this, because clocks are set.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+
+/// When a tunnel ends by itself. `None`: not for this reason.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    pub idle: Option<Duration>,
+    pub max_lifetime: Option<Duration>,
+    pub half_close: Duration,
+}
+
+/// What each side had sent before the relay began, and whether extensions were agreed on.
+#[derive(Debug, Default)]
+pub struct Start {
+    pub from_client: Vec<u8>,
+    pub from_upstream: Vec<u8>,
+    pub extensions: bool,
+}
+
+/// Relays until both directions have ended, a bound is reached, or `control` says stop; then closes both streams.
+pub async fn copy_bidirectional<D, U>(
+    client: &mut D,
+    upstream: &mut U,
+    start: Start,
+    control: &Control,
+    bounds: &Bounds,
+) -> End
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let now = Instant::now();
+    let mut relay = Relay {
+        client,
+        upstream,
+        up: Half::new(Follower::from_client(start.extensions), start.from_client),
+        down: Half::new(Follower::from_upstream(start.extensions), start.from_upstream),
+        control,
+        bounds,
+        started: now,
+        active: now,
+        first: None,
+        expires_at: None,
+        waker: None,
+    };
+    let mut timer = pin!(sleep_until(now));
+    let ended = poll_fn(|cx| relay.poll(cx, timer.as_mut())).await;
+    let Some((cause, lost)) = ended else { return relay.end() };
+    let cause = relay.first.unwrap_or(cause);
+    let told = {
+        let mut closing = Closing::new((relay.client, relay.upstream), (&mut relay.up, &mut relay.down), cause, lost);
+        timer.as_mut().reset(closing.boundary_by);
+        poll_fn(|cx| closing.poll(cx, timer.as_mut())).await;
+        closing.told_client()
+    };
+    // Best effort: whoever still listens learns of the end by this or by the close that follows.
+    poll_fn(|cx| {
+        let _ = Pin::new(&mut *relay.client).poll_shutdown(cx);
+        let _ = Pin::new(&mut *relay.upstream).poll_shutdown(cx);
+        Poll::Ready(())
+    })
+    .await;
+    relay.publish();
+    End { cause, code: told.then(|| cause.close_code()) }
+}
+
+struct Relay<'r, D, U> {
+    client: &'r mut D,
+    upstream: &'r mut U,
+    up: Half,
+    down: Half,
+    control: &'r Control,
+    bounds: &'r Bounds,
+    started: Instant,
+    /// When bytes last moved, in either direction.
+    active: Instant,
+    /// Who ended the conversation, as soon as one side has.
+    first: Option<Cause>,
+    /// The date that the timer was set by.
+    expires_at: Option<UnixTime>,
+    waker: Option<Waker>,
+}
+
+impl<D, U> Relay<'_, D, U>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    /// `None`: both directions came to their own end. Else why the tunnel is to be closed, and which side is gone already.
+    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Option<(Cause, Option<Side>)>> {
+        self.listen(cx);
+        if let Some(cause) = self.control.stopped() {
+            return Poll::Ready(Some((cause, None)));
+        }
+        let was_ending = self.is_ending();
+        let before = self.up.bytes + self.down.bytes;
+        let up = self.poll_up(cx);
+        let down = self.poll_down(cx);
+        if self.up.bytes + self.down.bytes != before {
+            self.active = Instant::now();
+            self.publish();
+        }
+        self.note_who_was_first();
+        if down == Poll::Ready(Err(Broken)) {
+            return Poll::Ready(Some((Cause::UpstreamLost, Some(Side::Upstream))));
+        }
+        if up == Poll::Ready(Err(Broken)) {
+            return Poll::Ready(Some((Cause::ClientLost, Some(Side::Client))));
+        }
+        if self.up.done && self.down.done {
+            return Poll::Ready(None);
+        }
+        if self.is_ending() != was_ending || self.control.expires_at() != self.expires_at {
+            self.expires_at = self.control.expires_at();
+            timer.as_mut().reset(Instant::now());
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            let (next, cause) = self.next_bound();
+            if next <= Instant::now() {
+                return Poll::Ready(Some((cause, None)));
+            }
+            timer.as_mut().reset(next);
+        }
+        Poll::Pending
+    }
+
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.up.done {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.up.poll(cx, self.client, self.upstream))?;
+        self.up.ended = true;
+        self.up.poll_finish(cx, self.upstream)
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.down.done {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.down.ended {
+            ready!(self.down.poll(cx, self.upstream, self.client))?;
+            if self.down.writer_gone {
+                return Poll::Ready(Ok(()));
+            }
+            self.down.ended = true;
+            // An upstream that ends without a Close has died, as far as anybody can tell.
+            if !self.up.follower.saw_close() && self.down.can_insert() {
+                let cause = Cause::UpstreamLost;
+                self.down.kept.bytes.extend(frame::close(cause.close_code(), cause.word(), None));
+            }
+        }
+        self.down.poll_finish(cx, self.client)
+    }
+
+    /// Leaves our waker with the control, so that whoever orders a stop can wake us. Once, unless the task changes.
+    fn listen(&mut self, cx: &Context<'_>) {
+        if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            self.control.wake_by(cx.waker());
+            self.waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Only this task writes these counters; others read them when they like.
+    fn publish(&self) {
+        self.control.up_bytes.store(self.up.bytes, Relaxed);
+        self.control.down_bytes.store(self.down.bytes, Relaxed);
+        self.control.up_messages.store(self.up.follower.messages(), Relaxed);
+        self.control.down_messages.store(self.down.follower.messages(), Relaxed);
+    }
+
+    fn note_who_was_first(&mut self) {
+        if self.first.is_some() {
+            return;
+        }
+        self.first = if self.up.follower.saw_close() || (self.up.ended && !self.up.writer_gone) {
+            Some(Cause::Client)
+        } else if self.down.follower.saw_close()
+            || (self.down.ended && !self.down.writer_gone && self.down.follower.is_lost())
+        {
+            Some(Cause::Upstream)
+        } else if self.down.ended && !self.down.writer_gone {
+            Some(Cause::UpstreamLost)
+        } else {
+            None
+        };
+    }
+
+    /// One side has ended, or both have said Close: what is left should not take long.
+    fn is_ending(&self) -> bool {
+        self.up.ended || self.down.ended || (self.up.follower.saw_close() && self.down.follower.saw_close())
+    }
+
+    fn next_bound(&self) -> (Instant, Cause) {
+        let far = self.started + Duration::from_secs(100 * 365 * 24 * 60 * 60);
+        let mut next = (far, Cause::IdleTimeout);
+        let mut at_latest = |when: Instant, cause| {
+            if when < next.0 {
+                next = (when, cause);
+            }
+        };
+        if let Some(idle) = self.bounds.idle {
+            at_latest(self.active + idle, Cause::IdleTimeout);
+        }
+        if self.is_ending() {
+            at_latest(self.active + self.bounds.half_close, Cause::HalfCloseTimeout);
+        }
+        if let Some(lifetime) = self.bounds.max_lifetime {
+            at_latest(self.started + lifetime, Cause::MaxLifetime);
+        }
+        if let Some(expires_at) = self.expires_at {
+            let left = expires_at.0.saturating_sub(UnixTime::now().0);
+            let left = Duration::from_secs(u64::try_from(left).unwrap_or(0)).min(CLOCK_CHECK);
+            at_latest(Instant::now() + left, Cause::Expired);
+        }
+        next
+    }
+
+    fn end(&self) -> End {
+        self.publish();
+        let cause = self.first.unwrap_or(Cause::Client);
+        let code = match cause {
+            Cause::Client => self.up.follower.close_code(),
+            Cause::UpstreamLost => Some(cause.close_code()),
+            _ => self.down.follower.close_code(),
+        };
+        End { cause, code }
+    }
+}

@@ -1,0 +1,280 @@
+//! Keeps the rules in step with the files they are made of. Content decides, by polling; directory events, SIGHUP and the
+//! admin listener only make it look at once. A file that cannot be read changes nothing.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{debug, error, info, warn};
+
+use crate::clock::UnixTime;
+use crate::config::{self, Config, Sources};
+use crate::end::Cause;
+use crate::proxy::Proxy;
+use crate::rules::Settings;
+use crate::tunnels::Live;
+
+/// How often files are looked at when no event says so.
+const POLL: Duration = Duration::from_secs(1);
+/// Files have to stay as they are for this long before they count, because editors and copies write in pieces.
+const SETTLE: Duration = Duration::from_millis(60);
+/// ... and what never comes to rest is taken as it is after this many looks.
+const MAX_LOOKS: u32 = 20;
+
+/// How the last reload went, for whoever asks.
+#[derive(Debug, Clone)]
+pub struct Status {
+    pub ok: bool,
+    pub at: UnixTime,
+    pub error: Option<String>,
+    /// Fields of the file that differ from what runs and need a restart.
+    pub restart_needed: Vec<&'static str>,
+}
+
+/// Asks for a reload now; the answer is the status after it.
+pub type Ask = oneshot::Sender<Status>;
+
+pub struct Reloader {
+    path: PathBuf,
+    /// What runs: listeners are not rebound.
+    settings: Settings,
+    sources: Sources,
+    proxy: Arc<Proxy>,
+    status: Arc<Mutex<Status>>,
+    asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
+    watcher: Watch,
+}
+
+impl Reloader {
+    pub fn new(path: PathBuf, settings: Settings, sources: Sources, proxy: Arc<Proxy>) -> Self {
+        let status = Status { ok: true, at: UnixTime::now(), error: None, restart_needed: Vec::new() };
+        proxy.metrics.loaded(false);
+        let mut watcher = Watch::new();
+        watcher.follow(&sources);
+        let status = Arc::new(Mutex::new(status));
+        Self { path, settings, sources, proxy, status, asks: mpsc::channel(8), watcher }
+    }
+
+    pub fn status(&self) -> Arc<Mutex<Status>> {
+        self.status.clone()
+    }
+
+    pub fn asks(&self) -> mpsc::Sender<Ask> {
+        self.asks.0.clone()
+    }
+
+    /// Runs for as long as the process.
+    pub async fn run(mut self) {
+        let mut hangup = match signal(SignalKind::hangup()) {
+            Ok(signal) => Some(signal),
+            Err(error) => {
+                warn!(%error, "SIGHUP will not reload");
+                None
+            }
+        };
+        let mut tick = interval(POLL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let on_hangup = async {
+                match &mut hangup {
+                    Some(signal) => signal.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ask = self.asks.1.recv() => {
+                    self.reload().await;
+                    if let Some(ask) = ask {
+                        let _ = ask.send(self.current_status());
+                    }
+                }
+                _ = on_hangup => self.reload().await,
+                () = self.watcher.nudge.notified() => self.look().await,
+                _ = tick.tick() => self.look().await,
+            }
+        }
+    }
+
+    /// Reloads if a file has changed and come to rest.
+    async fn look(&mut self) {
+        if !self.sources.looks_changed() {
+            return;
+        }
+        let mut loaded = load(&self.path).await;
+        for _ in 0..MAX_LOOKS {
+            sleep(SETTLE).await;
+            match &loaded {
+                Ok(config) if !config.sources.looks_changed() => break,
+                _ => {}
+            }
+            let again = load(&self.path).await;
+            let same = match (&loaded, &again) {
+                (Err(before), Err(now)) => before == now,
+                _ => false,
+            };
+            loaded = again;
+            if same {
+                break;
+            }
+        }
+        self.take(loaded, false);
+    }
+
+    async fn reload(&mut self) {
+        let loaded = load(&self.path).await;
+        self.take(loaded, true);
+    }
+
+    /// Takes over what was loaded, or says why not. Without a change of content there is nothing to say, unless somebody
+    /// asked.
+    fn take(&mut self, loaded: Result<Config, String>, asked: bool) {
+        let config = match loaded {
+            Ok(config) => config,
+            Err(text) => return self.refuse(text, asked),
+        };
+        let is_new = config.sources.digest() != self.proxy.rules.load().fingerprint;
+        self.watcher.follow(&config.sources);
+        self.sources = config.sources;
+        let was_bad = !self.current_status().ok;
+        if !is_new && !was_bad && !asked {
+            debug!("files were touched, and say what they said");
+            return;
+        }
+        let restart_needed = differences(&self.settings, &config.settings);
+        self.proxy.metrics.reloaded(!restart_needed.is_empty());
+        if !restart_needed.is_empty() {
+            warn!(
+                fields = restart_needed.join(","),
+                "restart needed: these changes wait for it, all others are in force"
+            );
+        }
+        let files = self.sources.len();
+        let (routes, keys) = (config.rules.routes.len(), config.rules.keys.len());
+        let lost = if is_new { self.swap(config.rules) } else { 0 };
+        self.set_status(Status { ok: true, at: UnixTime::now(), error: None, restart_needed });
+        info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");
+    }
+
+    fn refuse(&mut self, text: String, asked: bool) {
+        let before = self.current_status();
+        if !asked && before.error.as_deref() == Some(&*text) {
+            return; // said already
+        }
+        self.proxy.metrics.reload_failed();
+        error!(error = text, "reload failed, the rules stay as they were");
+        self.set_status(Status { ok: false, error: Some(text), ..before });
+    }
+
+    /// One atomic swap, then every live tunnel is asked about. Says how many have lost their right.
+    fn swap(&self, rules: crate::rules::Rules) -> usize {
+        let proxy = &self.proxy;
+        let (on_revoked, on_route_removed) = (rules.on_revoked, rules.on_route_removed);
+        proxy.counts.set_limits(rules.limits);
+        proxy.rules.store(Arc::new(rules));
+        let lost = proxy.tunnels.reconcile(|live| proxy.admits(live));
+        let count = lost.len();
+        let (routed, revoked): (Vec<_>, Vec<_>) =
+            lost.into_iter().partition(|(_, cause)| *cause == Cause::RouteRemoved);
+        end_after(proxy, revoked, on_revoked);
+        end_after(proxy, routed, on_route_removed);
+        let rules = proxy.rules.load();
+        proxy.counts.forget_keys(rules.keys.iter().map(|key| &*key.id));
+        count
+    }
+
+    fn current_status(&self) -> Status {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_status(&self, status: Status) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+/// Ends tunnels that have lost their right; after a delay only those that have not got it back.
+fn end_after(proxy: &Arc<Proxy>, lost: Vec<(Arc<Live>, Cause)>, delay: Duration) {
+    if delay.is_zero() {
+        for (live, cause) in lost {
+            live.control.stop(cause);
+        }
+    } else if !lost.is_empty() {
+        let proxy = proxy.clone();
+        #[expect(clippy::disallowed_methods, reason = "holds nothing that a drain would have to wait for")]
+        tokio::spawn(async move {
+            sleep(delay).await;
+            for (live, _) in lost {
+                if let Err(cause) = proxy.admits(&live) {
+                    live.control.stop(cause);
+                }
+            }
+        });
+    }
+}
+
+/// Reads and compiles off the runtime: a million keys take a while.
+async fn load(path: &Path) -> Result<Config, String> {
+    let path = path.to_owned();
+    match tokio::task::spawn_blocking(move || config::load(&path)).await {
+        Ok(loaded) => loaded.map_err(|problems| problems.to_string()),
+        Err(error) => Err(format!("the loader failed: {error}")),
+    }
+}
+
+fn differences(running: &Settings, wanted: &Settings) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    if running.listen != wanted.listen {
+        fields.push("listen");
+    }
+    if running.admin != wanted.admin {
+        fields.push("admin");
+    }
+    fields
+}
+
+/// Directory events, as a nudge. Where there are none (network mounts), polling is enough.
+struct Watch {
+    nudge: Arc<Notify>,
+    watcher: Option<RecommendedWatcher>,
+    watched: HashSet<PathBuf>,
+}
+
+impl Watch {
+    fn new() -> Self {
+        let nudge = Arc::new(Notify::new());
+        let wake = nudge.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own reading is an event too.
+            let is_reading = event.is_ok_and(|event| match event.kind {
+                EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),
+                _ => false,
+            });
+            if !is_reading {
+                wake.notify_one();
+            }
+        });
+        let watcher = watcher.inspect_err(|error| debug!(%error, "no directory events, polling only")).ok();
+        Self { nudge, watcher, watched: HashSet::new() }
+    }
+
+    /// Directories, not files: a file that is replaced takes its watch with it.
+    fn follow(&mut self, sources: &Sources) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let wanted: HashSet<PathBuf> = sources.directories().into_iter().collect();
+        for gone in self.watched.difference(&wanted) {
+            let _ = watcher.unwatch(gone);
+        }
+        let mut watched = HashSet::new();
+        for directory in wanted {
+            if self.watched.contains(&directory) || watcher.watch(&directory, RecursiveMode::NonRecursive).is_ok() {
+                watched.insert(directory);
+            }
+        }
+        self.watched = watched;
+    }
+}

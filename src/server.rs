@@ -1,0 +1,179 @@
+//! Owns what runs: listeners, the admin listener, the reload task. Binds before it runs, and drains before it ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::limit::Counts;
+use crate::listener;
+use crate::metrics::Metrics;
+use crate::proxy::Proxy;
+use crate::reload::Reloader;
+use crate::tunnels::Tunnels;
+
+/// A proxy whose addresses are bound.
+pub struct Server {
+    proxy: Arc<Proxy>,
+    listeners: Vec<TcpListener>,
+    admin: Option<TcpListener>,
+    reloader: Reloader,
+    room: usize,
+}
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Descriptors that are kept for files, the admin listener and what else is not a tunnel.
+const RESERVED: u64 = 24;
+
+impl Server {
+    /// Binds every address. `path` is watched for changes from [`Server::run`] on.
+    ///
+    /// # Errors
+    /// The address that cannot be bound, and why.
+    pub fn bind(path: PathBuf, config: Config) -> io::Result<Self> {
+        let room = room_for_connections();
+        let settings = config.settings.clone();
+        let listeners = settings.listen.iter().map(|address| bind(*address, "listen")).collect::<Result<_, _>>()?;
+        let admin = settings.admin.map(|address| bind(address, "admin")).transpose()?;
+        let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::<Counts>::default());
+        counts.set_limits(config.rules.limits);
+        let proxy = Arc::new(Proxy {
+            metrics: Metrics::new(tunnels.clone(), counts.clone()),
+            rules: ArcSwap::from_pointee(config.rules),
+            tunnels,
+            counts,
+        });
+        let reloader = Reloader::new(path, settings, config.sources, proxy.clone());
+        Ok(Self { proxy, listeners, admin, reloader, room })
+    }
+
+    /// The bound addresses, with the ports that the system chose.
+    pub fn listen_addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until `stop`, then drains: until nobody is left, the drain's timeout, or `hurry`.
+    pub async fn run(self, stop: impl Future<Output = ()>, hurry: impl Future<Output = ()>) {
+        self.announce();
+        let Self { proxy, listeners, admin, reloader, room } = self;
+        let mut accepting = JoinSet::new();
+        let mut background = JoinSet::new();
+        let room = Arc::new(Semaphore::new(room));
+        for listener in listeners {
+            accepting.spawn(listener::accept(listener, proxy.clone(), room.clone()));
+        }
+        if let Some(listener) = admin {
+            let admin = Admin::new(proxy.clone(), &reloader);
+            background.spawn(admin.serve(listener));
+        }
+        background.spawn(reloader.run());
+        stop.await;
+        accepting.shutdown().await;
+        tokio::select! {
+            () = drain(&proxy) => {}
+            () = hurry => warn!(left = proxy.counts.connections(), "told to stop at once"),
+        }
+        background.shutdown().await;
+    }
+
+    fn announce(&self) {
+        let addresses: Vec<String> = self.listen_addresses().iter().map(SocketAddr::to_string).collect();
+        let admin = self.admin_address().map_or_else(|| "off".to_owned(), |address| address.to_string());
+        let rules = self.proxy.rules.load();
+        info!(
+            listen = addresses.join(","),
+            admin,
+            routes = rules.routes.len(),
+            keys = rules.keys.len(),
+            room = self.room,
+            version = env!("CARGO_PKG_VERSION"),
+            "listening"
+        );
+    }
+}
+
+async fn drain(proxy: &Proxy) {
+    let drain = proxy.rules.load().drain;
+    info!(connections = proxy.counts.connections(), timeout = ?drain.timeout, "draining");
+    // The last one needs time to say its Close.
+    let spread = drain.spread.min(drain.timeout.saturating_sub(Duration::from_secs(1)));
+    let all_gone = async {
+        proxy.tunnels.drain(spread).await;
+        proxy.tunnels.empty().await;
+        // Refusals that are being read. Whoever has asked for nothing yet is not waited for.
+        let no_connections = async {
+            while proxy.counts.connections() > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = timeout(Duration::from_millis(500), no_connections).await;
+    };
+    match timeout(drain.timeout, all_gone).await {
+        Ok(()) => info!("drained"),
+        Err(_) => warn!(left = proxy.tunnels.all().len(), "drain timeout"),
+    }
+}
+
+fn bind(address: SocketAddr, what: &str) -> io::Result<TcpListener> {
+    let explain = |error: io::Error| io::Error::new(error.kind(), format!("{what}: cannot bind {address}: {error}"));
+    let try_bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    try_bind().map_err(explain)
+}
+
+/// Raises the limit of descriptors as far as it goes, and says for how many connections that is enough: two each.
+fn room_for_connections() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
+    let room = descriptors.saturating_sub(RESERVED + descriptors / 64) / 2;
+    usize::try_from(room).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// Two futures: told to stop (SIGTERM or SIGINT), and told so again.
+///
+/// # Errors
+/// When the system has no room for a signal handler.
+pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (once, twice) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let notify = (once.clone(), twice.clone());
+    #[expect(clippy::disallowed_methods, reason = "waits for signals for as long as the process lives")]
+    tokio::spawn(async move {
+        for stage in [notify.0, notify.1] {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            stage.notify_one();
+        }
+    });
+    Ok((async move { once.notified().await }, async move { twice.notified().await }))
+}

@@ -1,0 +1,229 @@
+//! Every live tunnel: seated before its last check, ended when it loses its right, counted until its last line has run.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::Notify;
+
+use crate::admit::Admission;
+use crate::auth::Principal;
+use crate::clock::UnixTime;
+use crate::denial::{Denial, Reason};
+use crate::end::Cause;
+use crate::relay::Control;
+
+/// The list of the living.
+#[derive(Default)]
+pub struct Tunnels {
+    live: Mutex<HashMap<u64, Arc<Live>>>,
+    next: AtomicU64,
+    draining: AtomicBool,
+    left: Notify,
+}
+
+/// One tunnel, as others see it.
+#[derive(Debug)]
+pub struct Live {
+    pub id: Box<str>,
+    pub route: Arc<str>,
+    pub upstream: Arc<str>,
+    pub principal: Principal,
+    pub caller: IpAddr,
+    pub origin: Option<Box<str>>,
+    pub control: Control,
+    opened: OnceLock<Opening>,
+    closed: AtomicBool,
+}
+
+/// What is known as soon as both sides have said yes.
+#[derive(Debug)]
+pub struct Opening {
+    pub at: SystemTime,
+    pub since: Instant,
+    pub subprotocol: Option<Box<str>>,
+}
+
+/// Who wants to be seated.
+pub struct Applicant {
+    pub id: Box<str>,
+    pub upstream: Arc<str>,
+    pub caller: IpAddr,
+    pub origin: Option<Box<str>>,
+}
+
+/// A place on the list. Whoever holds one was admitted, and is ended with everybody else.
+#[derive(Debug)]
+pub struct Seat {
+    number: u64,
+    live: Arc<Live>,
+    tunnels: Arc<Tunnels>,
+    _admission: Admission,
+}
+
+impl std::fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tunnels")
+    }
+}
+
+impl Tunnels {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an admitted principal on the list.
+    ///
+    /// # Errors
+    /// 503 `draining`.
+    pub fn seat(self: &Arc<Self>, admission: Admission, applicant: Applicant) -> Result<Seat, Denial> {
+        let live = Arc::new(Live {
+            id: applicant.id,
+            route: admission.route().clone(),
+            upstream: applicant.upstream,
+            principal: admission.principal().clone(),
+            caller: applicant.caller,
+            origin: applicant.origin,
+            control: Control::new(admission.principal().valid_until()),
+            opened: OnceLock::new(),
+            closed: AtomicBool::new(false),
+        });
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut all = self.lock();
+        // Looked at under the lock, so that a drain that comes later sees this seat.
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(Denial::new(Reason::Draining, "this proxy is about to stop"));
+        }
+        all.insert(number, live.clone());
+        drop(all);
+        Ok(Seat { number, live, tunnels: self.clone(), _admission: admission })
+    }
+
+    /// All tunnels that stand or are about to.
+    pub fn all(&self) -> Vec<Arc<Live>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Asks new rules about each tunnel: those that keep their right get its new date, the others are handed back.
+    pub fn reconcile(&self, admits: impl Fn(&Live) -> Result<Option<UnixTime>, Cause>) -> Vec<(Arc<Live>, Cause)> {
+        let mut lost = Vec::new();
+        for live in self.all() {
+            match admits(&live) {
+                Ok(date) => live.control.expire_at(date),
+                Err(cause) => lost.push((live, cause)),
+            }
+        }
+        lost
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Seats nobody any more and ends everybody, spread over this time so that they do not all reconnect at once.
+    pub async fn drain(&self, spread: Duration) {
+        self.draining.store(true, Ordering::SeqCst);
+        let all = self.all();
+        let begin = tokio::time::Instant::now();
+        let count = u32::try_from(all.len()).unwrap_or(u32::MAX).max(1);
+        for (index, live) in all.into_iter().enumerate() {
+            let share = spread / count * u32::try_from(index).unwrap_or(u32::MAX);
+            tokio::time::sleep_until(begin + share).await;
+            live.control.stop(Cause::Drain);
+        }
+    }
+
+    /// Returns when nobody is seated.
+    pub async fn empty(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.lock().is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+impl Live {
+    pub fn opening(&self) -> Option<&Opening> {
+        self.opened.get()
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.opened.get().is_some() && !self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Its last numbers are taken; from here on it only waits for its task to end.
+    pub fn closed(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub fn key(&self) -> &str {
+        self.principal.key().map_or("", |key| &key.id)
+    }
+}
+
+impl Seat {
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// The last check, after the seat was taken: a key that was revoked in between is seen either here or by `reconcile`.
+    ///
+    /// # Errors
+    /// The refusal that the new rules make of it.
+    pub fn ask_again(&self, admits: impl FnOnce(&Live) -> Result<Option<UnixTime>, Cause>) -> Result<(), Denial> {
+        let cause = match admits(&self.live) {
+            Ok(date) => {
+                self.live.control.expire_at(date);
+                return self.still_wanted();
+            }
+            Err(cause) => cause,
+        };
+        Err(self.denial(cause))
+    }
+
+    /// Whether nobody ended the tunnel before it began.
+    ///
+    /// # Errors
+    /// The refusal for what ended it.
+    pub fn still_wanted(&self) -> Result<(), Denial> {
+        self.live.control.stopped().map_or(Ok(()), |cause| Err(self.denial(cause)))
+    }
+
+    fn denial(&self, cause: Cause) -> Denial {
+        let denial = match cause {
+            Cause::Expired => Denial::new(Reason::ExpiredCredential, "this credential has expired"),
+            Cause::NotAllowedOnRoute => Denial::new(Reason::NotAllowedOnRoute, "this key does not open this route"),
+            Cause::RouteRemoved => Denial::new(Reason::NoRoute, "nothing is served here"),
+            Cause::Drain | Cause::Shutdown => Denial::new(Reason::Draining, "this proxy is about to stop"),
+            _ => Denial::new(Reason::InvalidCredential, "this credential does not open anything here"),
+        };
+        let key = self.live.principal.key().map(|key| key.id.clone());
+        denial.because("the rules changed during the handshake").of_key(key)
+    }
+
+    /// Both sides have said yes.
+    pub fn opened(&self, subprotocol: Option<Box<str>>) {
+        let _ = self.live.opened.set(Opening { at: SystemTime::now(), since: Instant::now(), subprotocol });
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut all = self.tunnels.lock();
+        all.remove(&self.number);
+        // Capacity that a rush left behind is given back.
+        if all.capacity() > 1024 && all.len() < all.capacity() / 4 {
+            all.shrink_to_fit();
+        }
+        let is_empty = all.is_empty();
+        drop(all);
+        if is_empty {
+            self.tunnels.left.notify_waiters();
+        }
+    }
+}
