@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::client::plain_get;
-use crate::support::{Backend, Gate, Request, alice, route, small, stand, stand_echo, ws};
+use crate::support::{Backend, Gate, KEY, Request, alice, pause, route, small, stand, stand_echo, ws};
 
 // ---- what works
 
@@ -49,8 +49,6 @@ fn the_words_of_a_handshake_have_no_case_and_lists_may_hold_more() {
 fn a_foreign_client_and_a_foreign_server_understand_each_other_through_it() {
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
     use tokio_tungstenite::tungstenite::{Message, client};
-
-    use crate::support::KEY;
 
     let backend = Backend::echo_messages();
     let gate = Gate::start(&small(&backend, ""));
@@ -182,7 +180,7 @@ fn each_route_leads_to_its_own_upstream() {
 #[test]
 fn a_request_that_asks_for_no_websocket_is_told_to_upgrade() {
     let (backend, gate) = stand();
-    let key = |request: Request| request.with("X-Api-Key", crate::support::KEY);
+    let key = |request: Request| request.with("X-Api-Key", KEY);
     for request in [
         key(plain_get("/ws")),
         plain_get("/ws"),
@@ -418,7 +416,7 @@ fn where_paths_decide_a_path_has_one_meaning() {
     let backend = Backend::manual();
     let gate = Gate::start(&route(&backend, "path: /chat/*"));
     for path in AMBIGUOUS {
-        let request = ws(path).with("X-Api-Key", crate::support::KEY);
+        let request = ws(path).with("X-Api-Key", KEY);
         let answer = gate.ask(&request);
         assert!(matches!(&*answer.field("reason"), "ambiguous_path" | "bad_handshake"), "{path}: {}", answer.text());
         gate.check_refusal(&answer, 400, &answer.field("reason"));
@@ -432,7 +430,7 @@ fn where_paths_decide_a_path_has_one_meaning() {
 fn where_paths_decide_nothing_they_pass_as_they_are() {
     let (backend, gate) = stand_echo();
     for target in ["/a//b", "/a/../b", "/a%2fb", "/%C3%BC?x=%20y&z", "/a;b=c", "/a?b=/../c", "/?", "/a?b?c={x}"] {
-        let answered = gate.send(ws(target).with("X-Api-Key", crate::support::KEY));
+        let answered = gate.send(ws(target).with("X-Api-Key", KEY));
         answered.opened();
         assert_eq!(backend.last_head().target(), target);
     }
@@ -444,7 +442,7 @@ fn where_paths_decide_nothing_they_pass_as_they_are() {
 fn a_target_over_4_kib_is_too_long() {
     let (backend, gate) = stand_echo();
     let target = |length: usize| format!("/{}", "a".repeat(length - 1));
-    gate.open(ws(&target(4000)).with("X-Api-Key", crate::support::KEY));
+    gate.open(ws(&target(4000)).with("X-Api-Key", KEY));
     assert_eq!(backend.last_head().target().len(), 4000);
     gate.refuses_before(&backend, ws(&target(4200)), 414, "target_too_long");
     gate.refuses_before(&backend, ws(&target(15_000)), 414, "target_too_long");
@@ -500,7 +498,7 @@ fn dripping_bytes_do_not_move_the_deadline() {
             if writer.write_all(&[*byte]).is_err() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            pause(Duration::from_millis(20));
         }
     });
     let head = client.read_head();

@@ -1,5 +1,7 @@
 //! wsbouncer from outside: the built binary, real sockets, raw bytes, and a foreign WebSocket implementation.
 
+#![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
+
 mod support;
 
 mod admin;

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::support::frames::{Frame, close, masked, plain, plain_header, text};
 use crate::support::wire::{Ending, Stream};
-use crate::support::{Backend, Conn, Gate, Wire, alice, route, small, stand, ws};
+use crate::support::{Backend, Conn, Gate, KEY, Wire, alice, pause, route, small, stand, ws};
 
 /// A tunnel with both ends in hand.
 #[track_caller]
@@ -260,7 +260,7 @@ fn traffic_keeps_a_half_closed_tunnel() {
     while start.elapsed() < Duration::from_millis(1500) {
         up.send(plain(1, b"still here"));
         client.expect(plain(1, b"still here"));
-        thread::sleep(Duration::from_millis(20));
+        pause(Duration::from_millis(20));
     }
 }
 
@@ -356,7 +356,7 @@ fn traffic_in_either_direction_keeps_a_tunnel_from_being_idle() {
             up.send(plain(1, b"down"));
             client.expect(plain(1, b"down"));
         }
-        thread::sleep(Duration::from_millis(20));
+        pause(Duration::from_millis(20));
     }
     assert_eq!(client.read_close().1, "idle_timeout");
 }
@@ -369,7 +369,7 @@ fn no_tunnel_lives_longer_than_its_route_says() {
     let mut writer = up.handle();
     let traffic = thread::spawn(move || {
         while writer.write_all(&plain(1, b"busy")).is_ok() {
-            thread::sleep(Duration::from_millis(5));
+            pause(Duration::from_millis(5));
         }
     });
     loop {
@@ -535,7 +535,7 @@ fn frames_of_this_file_are_frames() {
     use tokio_tungstenite::tungstenite::Message;
     let backend = Backend::echo_messages();
     let gate = Gate::start(&small(&backend, ""));
-    let mut client = gate.open(ws("/ws").with("X-Api-Key", crate::support::KEY));
+    let mut client = gate.open(ws("/ws").with("X-Api-Key", KEY));
     client.send(text("hello"));
     assert_eq!(client.read_frame(), Frame { opcode: 1, masked: false, payload: b"hello".to_vec() });
     client.send(masked(2, &noise(70_000, 9)));

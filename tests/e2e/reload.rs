@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::support::frames::{plain, text};
-use crate::support::{Backend, Conn, Gate, Wire, alice, config, eventually, route, small, stand, ws};
+use crate::support::{Backend, Conn, Gate, Wire, alice, config, eventually, pause, route, small, stand, ws};
 
 fn with(secret: &str) -> Vec<u8> {
     ws("/ws").with("X-Api-Key", secret).bytes()
@@ -225,7 +225,7 @@ fn a_date_can_be_moved_for_tunnels_that_stand() {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(4) {
         still_open(&mut later);
-        thread::sleep(Duration::from_millis(50));
+        pause(Duration::from_millis(50));
     }
     gate.edit_config(&two_keys(&backend, &dated(2), BOB));
     assert_eq!(later.0.read_close(), (4401, "expired".into()));
@@ -269,7 +269,7 @@ fn a_route_that_comes_back_in_time_keeps_its_tunnels() {
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(2000) {
         still_open(&mut side);
-        thread::sleep(Duration::from_millis(50));
+        pause(Duration::from_millis(50));
     }
 }
 
@@ -340,7 +340,7 @@ fn an_edit_is_seen_however_the_file_is_written() {
     let whole = yaml("four");
     let (first, rest) = whole.split_at(whole.len() / 2);
     fs::write(gate.file(), first).unwrap();
-    thread::sleep(Duration::from_millis(400));
+    pause(Duration::from_millis(400));
     assert_eq!(gate.ask_status(with("three")), 101, "half a file changes nothing");
     fs::write(gate.file(), format!("{first}{rest}")).unwrap();
     eventually("completed", || gate.ask_status(with("four")) == 101);
@@ -580,7 +580,7 @@ fn touching_the_file_again_and_again_is_no_reload() {
     let client = gate.send(alice());
     backend.next().accept();
     client.opened();
-    thread::sleep(Duration::from_millis(700));
+    pause(Duration::from_millis(700));
     let after = gate.log_lines(|line| line.is("reloaded")).len();
     assert!(after - before <= 3, "{} reloads of the same content", after - before);
 }

@@ -1,6 +1,5 @@
 //! Waiting for conditions, with a deadline that only a failing test ever reaches.
 
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Generous, because the machine may be loaded: only failures wait this long.
@@ -26,6 +25,12 @@ pub fn eventually_some<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T 
             return value;
         }
         assert!(start.elapsed() < DEADLINE, "did not happen in {DEADLINE:?}: {what}");
-        sleep(PAUSE);
+        pause(PAUSE);
     }
+}
+
+/// The beat of traffic in a test; never a way to wait for something.
+#[expect(clippy::disallowed_methods, reason = "a test has threads of its own, and a condition that is polled needs a pause")]
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
 }

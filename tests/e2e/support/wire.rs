@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::frames::Frame;
 use super::head::{Answer, Head};
-use super::wait::{DEADLINE, SILENCE};
+use super::wait::{DEADLINE, SILENCE, pause};
 
 /// TCP or Unix.
 #[derive(Debug)]
@@ -268,7 +268,7 @@ impl Wire {
         while last.elapsed() < patience && sent < most {
             match stream.write(&chunk) {
                 Ok(count) => (sent, last) = (sent + count, Instant::now()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => pause(Duration::from_millis(5)),
                 Err(error) => panic!("{error}"),
             }
         }
