@@ -43,18 +43,18 @@ fn pages_in_a_browser_are_not_the_operator() {
     let port = gate.admin.port();
     let host = format!("127.0.0.1:{port}");
     let post = || plain_get("/reload").first_line("POST /reload HTTP/1.1").host(&host).with("Content-Length", "0");
-    assert_eq!(gate.ask_admin(post()).status(), 200);
+    assert_eq!(gate.ask_admin(&post()).status(), 200);
     for origin in ["http://evil.example", "null", &format!("http://{host}")] {
-        assert_eq!(gate.ask_admin(post().with("Origin", origin)).status(), 403, "{origin}");
+        assert_eq!(gate.ask_admin(&post().with("Origin", origin)).status(), 403, "{origin}");
     }
     for rebound in ["evil.example", "evil.example:80", &format!("127.0.0.1.evil.example:{port}"), "localhost.evil"] {
         for path in ["/connections", "/metrics", "/readyz"] {
-            assert_eq!(gate.ask_admin(plain_get(path).host(rebound)).status(), 403, "{rebound} {path}");
+            assert_eq!(gate.ask_admin(&plain_get(path).host(rebound)).status(), 403, "{rebound} {path}");
         }
-        assert_eq!(gate.ask_admin(post().host(rebound)).status(), 403, "{rebound}");
+        assert_eq!(gate.ask_admin(&post().host(rebound)).status(), 403, "{rebound}");
     }
     for own in [&*host, "127.0.0.1", "localhost", &format!("localhost:{port}"), "[::1]"] {
-        assert_eq!(gate.ask_admin(plain_get("/healthz").host(own)).status(), 200, "{own}");
+        assert_eq!(gate.ask_admin(&plain_get("/healthz").host(own)).status(), 200, "{own}");
     }
     let answer = gate.admin("GET", "/metrics");
     assert!(!answer.head.has("Access-Control-Allow-Origin"));

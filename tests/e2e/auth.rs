@@ -61,22 +61,14 @@ const PLACES: [Place; 16] = [
     },
     Place {
         yaml: "{ subprotocol: { preset: kubernetes } }",
-        carry: |key| {
-            ws("/ws").offer(&format!("base64url.bearer.authorization.k8s.io.{}, chat", base64url(key)))
-        },
+        carry: |key| ws("/ws").offer(&format!("base64url.bearer.authorization.k8s.io.{}, chat", base64url(key))),
     },
     Place {
         yaml: "{ subprotocol: { preset: openai } }",
         carry: |key| ws("/ws").offer(&format!("realtime, openai-insecure-api-key.{key}")),
     },
-    Place {
-        yaml: "{ subprotocol: { preset: deepgram } }",
-        carry: |key| ws("/ws").offer(&format!("token, {key}")),
-    },
-    Place {
-        yaml: "{ subprotocol: { preset: bearer } }",
-        carry: |key| ws("/ws").offer(&format!("Bearer, {key}")),
-    },
+    Place { yaml: "{ subprotocol: { preset: deepgram } }", carry: |key| ws("/ws").offer(&format!("token, {key}")) },
+    Place { yaml: "{ subprotocol: { preset: bearer } }", carry: |key| ws("/ws").offer(&format!("Bearer, {key}")) },
     Place { yaml: "{ query: api_key }", carry: |key| ws(&format!("/ws?api_key={key}")) },
     Place { yaml: "{ query: api_key }", carry: |key| ws(&format!("/ws?a=1&api_key={}&b=2", percent(key))) },
 ];
@@ -272,8 +264,7 @@ fn basic_wants_the_user_whose_secret_it_is() {
         format!("Basic {}", STANDARD.encode(KEY)),
         "Basic !!!".to_owned(),
     ] {
-        let answer =
-            gate.refuses_before(&backend, ws("/ws").with("Authorization", &value), 401, "invalid_credential");
+        let answer = gate.refuses_before(&backend, ws("/ws").with("Authorization", &value), 401, "invalid_credential");
         let challenge = answer.head.get("WWW-Authenticate").unwrap();
         assert!(challenge.starts_with("Basic realm="), "{challenge}");
     }
@@ -444,7 +435,8 @@ fn more_than_one_credential_is_a_conflict_even_if_they_are_equal() {
 #[test]
 fn a_page_may_connect_only_from_an_allowed_origin() {
     let backend = Backend::echo();
-    let origins = "allowed_origins: [ \"https://chat.example.com\", \"https://*.apps.example.com\", \"http://127.0.0.1:3000\" ]";
+    let origins =
+        "allowed_origins: [ \"https://chat.example.com\", \"https://*.apps.example.com\", \"http://127.0.0.1:3000\" ]";
     let gate = Gate::start(&route(&backend, origins));
     gate.open(alice());
     for origin in [

@@ -97,7 +97,10 @@ fn serve_with_a_bad_file_is_2_and_says_everything() {
 fn serve_on_a_port_that_is_taken_is_1() {
     let (_backend, gate) = stand();
     let dir = TempDir::new().unwrap();
-    let file = written(&dir, &format!("listen: {}\nadmin: off\nupstream: ws://127.0.0.1:9\nkeys: [ {{ id: a, secret: s }} ]\n", gate.addr));
+    let file = written(
+        &dir,
+        &format!("listen: {}\nadmin: off\nupstream: ws://127.0.0.1:9\nkeys: [ {{ id: a, secret: s }} ]\n", gate.addr),
+    );
     let (code, _, err) = run(&["serve", "--config", &file], "");
     assert_eq!(code, 1, "{err}");
     assert!(err.contains(&gate.addr.to_string()), "{err}");
@@ -106,7 +109,10 @@ fn serve_on_a_port_that_is_taken_is_1() {
 #[test]
 fn an_admin_listener_for_everybody_has_to_be_wanted() {
     let dir = TempDir::new().unwrap();
-    let file = written(&dir, "listen: 127.0.0.1:0\nadmin: 0.0.0.0:0\nupstream: ws://127.0.0.1:9\nkeys: [ { id: a, secret: s } ]\n");
+    let file = written(
+        &dir,
+        "listen: 127.0.0.1:0\nadmin: 0.0.0.0:0\nupstream: ws://127.0.0.1:9\nkeys: [ { id: a, secret: s } ]\n",
+    );
     let (code, _, err) = run(&["serve", "--config", &file], "");
     assert_eq!(code, 2);
     assert!(err.contains("allow_remote"), "{err}");
@@ -145,18 +151,26 @@ impl Drop for Killed {
 fn check_says_ok_in_one_line_or_everything_that_is_wrong() {
     let dir = TempDir::new().unwrap();
     let digest: String = Sha256::digest("x").iter().map(|byte| format!("{byte:02x}")).collect();
-    let good = format!("listen: 127.0.0.1:8080\nupstream: ws://127.0.0.1:9\nkeys: [ {{ id: a, secrets: [ {{ sha256: \"{digest}\" }} ] }} ]\n");
+    let good = format!(
+        "listen: 127.0.0.1:8080\nupstream: ws://127.0.0.1:9\nkeys: [ {{ id: a, secrets: [ {{ sha256: \"{digest}\" }} ] }} ]\n"
+    );
     let file = written(&dir, &good);
     let (code, out, err) = run(&["check", &file], "");
     assert_eq!((code, &*err), (0, ""));
     assert!(out.starts_with(&format!("{file}: ok (")) && out.lines().count() == 1, "{out}");
 
-    let file = written(&dir, "listen: 127.0.0.1:8080\nupstream: ws://127.0.0.1:9\nkeys: [ { id: a, secret: canary-plain } ]\n");
+    let file = written(
+        &dir,
+        "listen: 127.0.0.1:8080\nupstream: ws://127.0.0.1:9\nkeys: [ { id: a, secret: canary-plain } ]\n",
+    );
     let (code, out, err) = run(&["check", &file], "");
     assert_eq!(code, 0, "a warning is no fault: {err}");
     assert!(out.contains(": ok (") && err.contains("plain") && !err.contains("canary-plain"), "{out}{err}");
 
-    let file = written(&dir, "listen: 127.0.0.1:8080\nupstream: ws://127.0.0.1:9\nkeys: [ { id: a, secret: x, routs: [ b ] } ]\ndrain: { timeout: 5 }\n");
+    let file = written(
+        &dir,
+        "listen: 127.0.0.1:8080\nupstream: ws://127.0.0.1:9\nkeys: [ { id: a, secret: x, routs: [ b ] } ]\ndrain: { timeout: 5 }\n",
+    );
     let (code, out, err) = run(&["check", &file], "");
     assert_eq!((code, &*out), (2, ""));
     for part in ["wsbouncer.yaml:3:", "routs", "routes", "wsbouncer.yaml:4:", "drain"] {
@@ -171,7 +185,10 @@ fn check_says_ok_in_one_line_or_everything_that_is_wrong() {
 fn check_opens_no_port() {
     let (_backend, gate) = stand();
     let dir = TempDir::new().unwrap();
-    let file = written(&dir, &format!("listen: {}\nupstream: ws://127.0.0.1:9\nkeys: [ {{ id: a, secret: s }} ]\n", gate.addr));
+    let file = written(
+        &dir,
+        &format!("listen: {}\nupstream: ws://127.0.0.1:9\nkeys: [ {{ id: a, secret: s }} ]\n", gate.addr),
+    );
     assert_eq!(run(&["check", &file], "").0, 0);
 }
 
@@ -213,7 +230,10 @@ fn a_hash_is_the_line_for_the_file() {
         assert_eq!((code, &*out), (1, ""), "{stdin:?}");
     }
     let backend = Backend::echo();
-    let gate = Gate::start(&format!("upstream: {}\nkeys: [ {{ id: alice, secrets: [ {{ sha256: \"{digest}\" }} ] }} ]\n", backend.url()));
+    let gate = Gate::start(&format!(
+        "upstream: {}\nkeys: [ {{ id: alice, secrets: [ {{ sha256: \"{digest}\" }} ] }} ]\n",
+        backend.url()
+    ));
     gate.open(alice());
 }
 
@@ -253,7 +273,9 @@ fn probe_is_1_while_it_drains() {
         .collect();
     gate.signal(Signal::TERM);
     gate.log_line(|line| line.is("draining"));
-    crate::support::eventually("the probe fails", || run(&["probe", &format!("http://{}/readyz", gate.admin)], "").0 == 1);
+    crate::support::eventually("the probe fails", || {
+        run(&["probe", &format!("http://{}/readyz", gate.admin)], "").0 == 1
+    });
     drop(tunnels);
 }
 
@@ -261,7 +283,8 @@ fn probe_is_1_while_it_drains() {
 
 #[test]
 fn the_demo_prints_lines_that_work_and_cleans_up() {
-    let child = command().args(["demo", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let child =
+        command().args(["demo", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = Killed(child.unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     let mut field = |name: &str| -> String {

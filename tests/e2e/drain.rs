@@ -150,7 +150,8 @@ fn a_handshake_under_way_is_refused_or_told() {
     let mut up = backend.next();
     gate.signal(Signal::TERM);
     gate.log_line(|line| line.is("draining"));
-    let _ = up.try_send(up.accept_bytes("", b""));
+    let yes = up.accept_bytes("", b"");
+    let _ = up.try_send(yes);
     let head = client.read_head();
     if head.first.starts_with("HTTP/1.1 101") {
         assert_eq!(client.read_close().0, 1012);

@@ -146,7 +146,7 @@ fn mutations_of_a_valid_handshake_with_a_key_never_confuse_two_requests() {
 #[test]
 fn garbage_from_the_upstream_hurts_nobody() {
     let backend = Backend::serve(|mut conn| {
-        let mut dice = Dice(u64::from(conn.head.target().len() as u32));
+        let mut dice = Dice(conn.head.target().len() as u64);
         let mut bytes = conn.accept_bytes("X-Own: value\r\n", b"");
         for _ in 0..=dice.roll(5) {
             mutate(&mut dice, &mut bytes);

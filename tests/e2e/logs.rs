@@ -93,15 +93,13 @@ fn what_others_send_cannot_act_on_a_terminal_or_forge_a_line() {
 
 // ---- canaries
 
-const CANARIES: [&str; 6] = [
-    "canary-valid-7QxK2mPd9w",
-    "canary-wrong-5LrT8vBn3z",
-    "canary-vendor-1WjH6sYc4e",
-    "canary-env-9UgF3kXo7a",
-    "canary-file-2NbV5iMq8t",
-    "canary-password-6DzS4yRl1h",
-];
-const [VALID, WRONG, VENDOR, FROM_ENV, FROM_FILE, PASSWORD]: [&str; 6] = CANARIES;
+const VALID: &str = "canary-valid-7QxK2mPd9w";
+const WRONG: &str = "canary-wrong-5LrT8vBn3z";
+const VENDOR: &str = "canary-vendor-1WjH6sYc4e";
+const FROM_ENV: &str = "canary-env-9UgF3kXo7a";
+const FROM_FILE: &str = "canary-file-2NbV5iMq8t";
+const EXPIRED: &str = "canary-expired-6DzS4yRl1h";
+const CANARIES: [&str; 6] = [VALID, WRONG, VENDOR, FROM_ENV, FROM_FILE, EXPIRED];
 
 /// Every way in which a secret might be spelt.
 fn spellings(secret: &str) -> Vec<String> {
@@ -181,7 +179,7 @@ fn canary_gate(backend: &Backend, human: bool) -> Gate {
                   { subprotocol: { preset: openai } }, { subprotocol: { preset: deepgram } }, { query: api_key }, { cookie: session }";
     let yaml = format!(
         "keys:\n  - {{ id: alice, secret: {VALID} }}\n  - {{ id: env, secrets: [ {{ env: CANARY_ENV }} ] }}\n\
-        \x20 - {{ id: file, secrets: [ {{ file: secret.txt }}, {{ plain: {PASSWORD}, valid_until: 2020-01-01 }} ] }}\n\
+        \x20 - {{ id: file, secrets: [ {{ file: secret.txt }}, {{ plain: {EXPIRED}, valid_until: 2020-01-01 }} ] }}\n\
          timeouts: {{ head: 500ms }}\n\
          routes:\n  - name: main\n    host: gate.test\n    upstream: {}\n    allowed_origins: [ \"https://a.example\" ]\n\
         \x20   set_headers: {{ X-Vendor: \"Bearer {{env.CANARY_VENDOR}}\" }}\n\
@@ -214,7 +212,7 @@ fn no_secret_leaves_the_process_in_any_spelling() {
             client.shutdown_write();
             answers += &String::from_utf8_lossy(&client.read_to_close().0);
         };
-        for secret in [VALID, FROM_ENV, FROM_FILE, WRONG, PASSWORD] {
+        for secret in [VALID, FROM_ENV, FROM_FILE, WRONG, EXPIRED] {
             for request in carriers(secret) {
                 ask(request.clone().into());
                 ask(request.with("X-Refuse", "1").into());

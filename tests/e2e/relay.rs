@@ -94,7 +94,7 @@ fn bytes_that_are_no_frames_pass_as_well() {
 #[test]
 fn every_kind_of_frame_passes_bit_by_bit() {
     let (backend, gate) = stand();
-    let (mut client, mut up) = tunnel(&gate, &backend);
+    let (client, mut up) = tunnel(&gate, &backend);
     let mut compressed = masked(1, b"not really deflated");
     compressed[0] |= 0x40;
     let mut fragment = masked(1, b"first ");
@@ -128,7 +128,8 @@ fn frames_glued_to_the_101_arrive() {
     let client = gate.send(alice());
     let mut up = backend.next();
     let glued = [plain(1, b"welcome"), plain(2, &noise(20_000, 5))].concat();
-    up.send(up.accept_bytes("", &glued));
+    let yes = up.accept_bytes("", &glued);
+    up.send(yes);
     let (mut client, _) = client.opened();
     client.expect(&glued);
     up.send(plain(1, b"more"));

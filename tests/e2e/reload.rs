@@ -121,12 +121,17 @@ fn what_changes_no_right_closes_nothing() {
     let elsewhere = Backend::manual();
     for yaml in [
         two_keys(&backend, BOB, ALICE),
-        two_keys(&backend, "{ id: alice, secrets: [ { plain: alice-secret }, { plain: second } ], max_connections: 1 }", BOB),
+        two_keys(
+            &backend,
+            "{ id: alice, secrets: [ { plain: alice-secret }, { plain: second } ], max_connections: 1 }",
+            BOB,
+        ),
         two_keys(&backend, "{ id: alice, secret: alice-secret, attributes: { tenant: x } }", BOB),
         two_keys(&backend, "{ id: alice, secret: alice-secret, expires_at: 2999-01-01, routes: [ main ] }", BOB),
         two_keys(&backend, ALICE, BOB) + "timeouts: { head: 5s }\n",
         two_keys(&backend, ALICE, BOB) + "limits: { max_connections: 1 }\n",
-        two_keys(&backend, ALICE, BOB).replace("    path: /side\n", "    path: /elsewhere\n    allowed_origins: [ \"https://a.example\" ]\n"),
+        two_keys(&backend, ALICE, BOB)
+            .replace("    path: /side\n", "    path: /elsewhere\n    allowed_origins: [ \"https://a.example\" ]\n"),
         two_keys(&backend, ALICE, &format!("{BOB}\n  - {{ id: dora, secret: dora-secret }}")),
     ] {
         gate.edit_config(&yaml);
@@ -160,7 +165,8 @@ fn others_do_not_lose_a_byte_through_many_reloads() {
             })
             .collect();
         for round in 0..10 {
-            let mut victim = gate.open(with(&format!("alice-{}", if round == 0 { "secret".into() } else { (round - 1).to_string() })));
+            let mut victim = gate
+                .open(with(&format!("alice-{}", if round == 0 { "secret".into() } else { (round - 1).to_string() })));
             gate.edit_config(&two_keys(&backend, &format!("{{ id: alice, secret: alice-{round} }}"), BOB));
             assert_eq!(victim.read_close().0, 4401);
         }
@@ -308,7 +314,8 @@ fn a_handshake_under_way_when_its_key_is_revoked_never_becomes_a_tunnel() {
     let mut up = backend.next();
     gate.edit_config(&two_keys(&backend, "{ id: carol, secret: c }", BOB));
     // Refused at once, or when the upstream says yes: in no case a tunnel that stays.
-    let _ = up.try_send(up.accept_bytes("", b""));
+    let yes = up.accept_bytes("", b"");
+    let _ = up.try_send(yes);
     let head = client.read_head();
     if head.first.starts_with("HTTP/1.1 101") {
         assert_eq!(client.read_close().0, 4401);
@@ -397,7 +404,9 @@ fn key_files_and_globs_are_watched() {
         .start();
     let mut alice = tunnel(&gate, &backend, "alice-secret");
     let mut bob = tunnel(&gate, &backend, "bob-secret");
-    gate.reloads(|| fs::write(gate.dir().join("keys.d/carol.yaml"), "- { id: carol, secret: carol-secret }\n").unwrap());
+    gate.reloads(|| {
+        fs::write(gate.dir().join("keys.d/carol.yaml"), "- { id: carol, secret: carol-secret }\n").unwrap();
+    });
     let mut carol = tunnel(&gate, &backend, "carol-secret");
     fs::remove_file(gate.dir().join("keys.d/bob.yaml")).unwrap();
     assert_eq!(bob.0.read_close(), (4401, "revoked".into()));

@@ -99,7 +99,12 @@ fn a_prefixed_item_is_answered_with_the_first_of_the_rest_unless_the_upstream_ch
         (&first, Some("v4.channel.k8s, v3.channel"), Some("v3.channel"), Some("v3.channel")),
         (&last, Some("v4.channel.k8s, v3.channel"), None, Some("v4.channel.k8s")),
         (&openai, Some("realtime, openai-beta.realtime-v1"), None, Some("realtime")),
-        (&openai, Some("realtime, openai-beta.realtime-v1"), Some("openai-beta.realtime-v1"), Some("openai-beta.realtime-v1")),
+        (
+            &openai,
+            Some("realtime, openai-beta.realtime-v1"),
+            Some("openai-beta.realtime-v1"),
+            Some("openai-beta.realtime-v1"),
+        ),
     ]);
 }
 

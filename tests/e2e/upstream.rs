@@ -130,7 +130,8 @@ const FORGED: [&str; 9] = [
 #[test]
 fn nobody_can_forge_who_they_are() {
     let backend = Backend::echo();
-    let fields = "identity_headers: { X-Auth-Key-Id: \"{id}\", X-Tenant: \"{attributes.tenant}\", X-Door: \"{id}@{route}\" }";
+    let fields =
+        "identity_headers: { X-Auth-Key-Id: \"{id}\", X-Tenant: \"{attributes.tenant}\", X-Door: \"{id}@{route}\" }";
     let gate = Gate::start(&route(&backend, fields));
     let request = FORGED.iter().fold(alice(), |request, name| request.with(name, "admin"));
     gate.open(request);
@@ -328,7 +329,11 @@ fn a_refusal_of_the_upstream_is_passed_on_as_an_ordinary_answer() {
         ),
         ("HTTP/1.1 401 No\r\nX-Why: banned\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n", 401, ""),
         ("HTTP/1.1 204 No Content\r\nX-Why: banned\r\n\r\n", 204, ""),
-        ("HTTP/1.1 426 Upgrade Required\r\nX-Why: banned\r\nSec-WebSocket-Version: 8\r\nContent-Length: 0\r\n\r\n", 426, ""),
+        (
+            "HTTP/1.1 426 Upgrade Required\r\nX-Why: banned\r\nSec-WebSocket-Version: 8\r\nContent-Length: 0\r\n\r\n",
+            426,
+            "",
+        ),
     ] {
         let mut client = gate.send(alice());
         let mut up = backend.next();
@@ -453,7 +458,9 @@ fn only_a_right_101_makes_a_tunnel() {
 #[test]
 fn an_upstream_that_ends_without_an_answer_has_given_a_bad_one() {
     let (backend, gate) = stand();
-    for half in ["", "H", "HTTP/1.1 101 Switch", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: webso", &GOOD[..GOOD.len() - 2]] {
+    for half in
+        ["", "H", "HTTP/1.1 101 Switch", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: webso", &GOOD[..GOOD.len() - 2]]
+    {
         for reset in [false, true] {
             let mut client = gate.send(alice());
             let mut up = backend.next();
@@ -493,7 +500,9 @@ fn interim_answers_are_no_answer() {
     let (backend, gate) = stand();
     let client = gate.send(alice().followed_by("early"));
     let mut up = backend.next();
-    up.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+    up.send(
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    );
     up.stays_silent();
     up.send("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n");
     up.accept();

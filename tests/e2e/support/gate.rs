@@ -30,14 +30,7 @@ pub struct Setup {
 
 /// A file; `listen` and `admin` on free ports are added where it does not say.
 pub fn config(yaml: &str) -> Setup {
-    Setup {
-        yaml: yaml.to_owned(),
-        files: Vec::new(),
-        env: Vec::new(),
-        level: "debug",
-        format: "json",
-        before: "",
-    }
+    Setup { yaml: yaml.to_owned(), files: Vec::new(), env: Vec::new(), level: "debug", format: "json", before: "" }
 }
 
 fn complete(yaml: &str) -> String {
@@ -270,7 +263,13 @@ impl Gate {
 
     /// A request that the gate answers for the upstream: nothing of it reached the upstream.
     #[track_caller]
-    pub fn refuses_before(&self, backend: &super::Backend, request: impl Into<Vec<u8>>, status: u16, reason: &str) -> Answer {
+    pub fn refuses_before(
+        &self,
+        backend: &super::Backend,
+        request: impl Into<Vec<u8>>,
+        status: u16,
+        reason: &str,
+    ) -> Answer {
         let before = backend.accepted();
         let answer = self.refuses(request, status, reason);
         assert_eq!(backend.accepted(), before, "the upstream was dialled for {reason}");
@@ -282,11 +281,11 @@ impl Gate {
     #[track_caller]
     pub fn admin(&self, method: &str, path: &str) -> Answer {
         let request = plain_get(path).first_line(&format!("{method} {path} HTTP/1.1"));
-        self.ask_admin(request.host(&self.admin.to_string()).with("Connection", "close").with("Content-Length", "0"))
+        self.ask_admin(&request.host(&self.admin.to_string()).with("Connection", "close").with("Content-Length", "0"))
     }
 
     #[track_caller]
-    pub fn ask_admin(&self, request: Request) -> Answer {
+    pub fn ask_admin(&self, request: &Request) -> Answer {
         let mut wire = Wire::connect(self.admin);
         wire.send(request.bytes());
         let head = wire.read_head();

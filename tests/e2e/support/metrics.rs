@@ -25,10 +25,6 @@ impl Metrics {
         let fits = |sample: &&Sample| sample.name == name && labels.iter().all(|label| has(sample, label));
         self.0.iter().filter(fits).map(|sample| sample.value).sum()
     }
-
-    pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|sample| sample.name == name)
-    }
 }
 
 /// `name{a="b",c="d"} 1`

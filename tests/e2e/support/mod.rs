@@ -12,7 +12,7 @@ pub mod wire;
 pub use backend::{Backend, Conn};
 pub use client::{Request, ws};
 pub use gate::{Gate, config};
-pub use wait::{eventually, eventually_some, pause};
+pub use wait::{eventually, pause};
 pub use wire::Wire;
 
 /// Alice's secret in almost every test.

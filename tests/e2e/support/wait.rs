@@ -30,7 +30,10 @@ pub fn eventually_some<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T 
 }
 
 /// The beat of traffic in a test; never a way to wait for something.
-#[expect(clippy::disallowed_methods, reason = "a test has threads of its own, and a condition that is polled needs a pause")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test has threads of its own, and a condition that is polled needs a pause"
+)]
 pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }

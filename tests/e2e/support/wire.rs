@@ -101,13 +101,6 @@ impl Wire {
         Self::new(Stream::Tcp(TcpStream::connect(to).unwrap()))
     }
 
-    pub fn local(&self) -> SocketAddr {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.local_addr().unwrap(),
-            Stream::Unix(_) => panic!("a Unix socket has no such address"),
-        }
-    }
-
     /// A second handle, to write or read from another thread.
     pub fn handle(&self) -> Stream {
         self.stream.try_clone()
@@ -247,15 +240,6 @@ impl Wire {
     pub fn reset(self) {
         if let Stream::Tcp(stream) = &self.stream {
             socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
-        }
-    }
-
-    /// Shrinks the buffers, so that a reader that stops is felt soon.
-    pub fn small_buffers(&self) {
-        if let Stream::Tcp(stream) = &self.stream {
-            let socket = socket2::SockRef::from(stream);
-            socket.set_recv_buffer_size(16 * 1024).unwrap();
-            socket.set_send_buffer_size(16 * 1024).unwrap();
         }
     }
 
