@@ -12,8 +12,9 @@ use wsbouncer::server::{Server, signals};
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve(&args),
+        Command::Check(_) | Command::Demo(_) => ExitCode::FAILURE, // until their branches land
+        Command::Key(command) => cli::key::run(&command),
         Command::Probe(args) => cli::probe::run(&args),
-        _ => ExitCode::FAILURE,
     }
 }
 
