@@ -31,7 +31,7 @@ const BUT_MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// (crate, who may name it, reason).
 const ONLY_IN: &[(&str, &[&str], &str)] = &[
-    ("serde_yaml", &["config"], "the YAML crate can be changed in one file"),
+    ("serde_yaml", &["config::yaml"], "the YAML crate can be changed in one file"),
     ("granit_parser", &["config", "config::*"], "only the config reads YAML"),
     ("hyper", HTTP, "hyper stays where HTTP is spoken"),
     ("hyper_util", HTTP, "hyper stays where HTTP is spoken"),
