@@ -142,7 +142,7 @@ pub struct Denial {
     /// Whose credential it was, where that is known.
     pub key: Option<Arc<str>>,
     /// `WWW-Authenticate`, for a 401.
-    challenge: Option<Cow<'static, str>>,
+    challenge: Option<&'static str>,
 }
 
 impl Denial {
@@ -177,8 +177,8 @@ impl Denial {
     }
 
     #[must_use]
-    pub fn challenge(self, challenge: impl Into<Cow<'static, str>>) -> Self {
-        Self { challenge: Some(challenge.into()), ..self }
+    pub fn challenge(self, challenge: &'static str) -> Self {
+        Self { challenge: Some(challenge), ..self }
     }
 
     pub fn status(&self) -> StatusCode {
@@ -209,7 +209,9 @@ impl Denial {
         if let Some(seconds) = self.reason.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
         }
-        if let Some(challenge) = self.challenge.as_ref().and_then(|text| HeaderValue::from_str(text).ok()) {
+        if self.status == StatusCode::UNAUTHORIZED {
+            // A 401 without it is none (RFC 9110 section 15.5.2).
+            let challenge = HeaderValue::from_static(self.challenge.unwrap_or("ApiKey realm=\"wsbouncer\""));
             headers.insert(WWW_AUTHENTICATE, challenge);
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {

@@ -1,30 +1,78 @@
-//! wsbouncer: a reverse proxy that authenticates WebSocket upgrades.
+//! wsbouncer: a reverse proxy that authenticates WebSocket upgrades. This is the map of the house; the README says what
+//! the program is for and how it is run.
+//!
+//! # The idea
+//!
+//! A request walks through a few steps, written as lines of one function, [`proxy::Proxy::handle`]'s `open`. The steps
+//! that guard access produce a value that the next one needs, so that none can be skipped: a [`auth::Credential`] becomes
+//! a [`auth::Principal`], that an [`admit::Admission`], that a [`tunnels::Seat`], and only who holds a seat can
+//! [`upstream::Upstream::open`] a connection. Everything a request needs to know is in one immutable [`rules::Rules`],
+//! swapped whole on [`reload`]. What outlives the request is a tunnel, and every tunnel is counted, bounded and drainable.
+//!
+//! # Words
+//!
+//! *Downstream* is the client's side, *upstream* the protected service. A *route* is host and path to verifier, conditions
+//! and upstream. A *credential* is what a caller shows, a *principal* who it is, an *admission* the proof that it may open
+//! this tunnel now, a *permit* one unit of a limit. A *tunnel* is the open pair of connections, the *relay* carries its
+//! bytes. A [`denial`] is why an upgrade was refused, an [`end`] why a tunnel stopped. *Drain*: no new work, finish the old.
+//!
+//! # Who knows whom
+//!
+//! ```text
+//! process   main -> server -> { listener, reload, admin }, cli
+//! flow      listener -> proxy -> relay
+//! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
+//! facts     everyone -> peer, denial, end, secret, clock, fields, rules, tunnels, log, metrics
+//! config    config -> constructors of the domain; the domain never knows config
+//! ```
+//!
+//! A test, `tests/house.rs`, holds the sources to it.
+//!
+//! # A connection, step by step
+//!
+//! | step | where | bounded by |
+//! | --- | --- | --- |
+//! | accept | [`listener`] | descriptors; errors never end the loop |
+//! | raw head read, vetted, replayed to hyper | [`head`] | deadline, 16 KiB, 64 lines |
+//! | caller, route | [`peer`], [`route`] | pure |
+//! | is it an upgrade? | [`handshake`] | pure |
+//! | credential out, verified | [`auth`] | pure |
+//! | origin, scope, limits | [`admit`], [`limit`] | pure |
+//! | on the list, asked once more | [`tunnels`], [`rules`] | |
+//! | dial, our handshake, its answer checked | [`headers`], [`upstream`], [`handshake`] | `connect`, `handshake` |
+//! | bytes both ways, frames followed | [`relay`], [`frame`] | `idle`, `max_lifetime`, dates, drain |
+//! | one line, counters, permits back | [`log`], [`metrics`] | |
+
+pub mod cli;
+pub mod server;
 
 pub mod admin;
+pub mod listener;
+pub mod reload;
+
+pub mod head;
+pub mod proxy;
+pub mod relay;
+
 pub mod admit;
 pub mod auth;
-pub mod cli;
+pub mod handshake;
+pub mod headers;
+pub mod limit;
+pub mod route;
+pub mod template;
+pub mod upstream;
+
 pub mod clock;
-pub mod config;
 pub mod denial;
 pub mod end;
 pub mod fields;
 pub mod frame;
-pub mod handshake;
-pub mod head;
-pub mod headers;
-pub mod limit;
-pub mod listener;
 pub mod log;
 pub mod metrics;
 pub mod peer;
-pub mod proxy;
-pub mod relay;
-pub mod reload;
-pub mod route;
 pub mod rules;
 pub mod secret;
-pub mod server;
-pub mod template;
 pub mod tunnels;
-pub mod upstream;
+
+pub mod config;

@@ -1,4 +1,4 @@
-//! The life of a request. Every step is a line in [`Proxy::open`]; the order is the security of this program.
+//! The life of a request. Every step is a line in `Proxy::open`; the order is the security of this program.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -154,7 +154,7 @@ impl Reloader {
                 "restart needed: these changes wait for it, all others are in force"
             );
         }
-        let files = self.sources.len();
+        let files = self.sources.count();
         let (routes, keys) = (config.rules.routes.len(), config.rules.keys.len());
         let lost = if is_new { self.swap(config.rules) } else { 0 };
         self.set_status(Status { ok: true, at: UnixTime::now(), error: None, restart_needed });

@@ -8,8 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::half::{BUFFER, Half, Kept, TURNS};
-use super::{Relay, Side};
+use super::half::{BUFFER, Half, Kept, Side, TURNS};
 use crate::end::Cause;
 use crate::frame;
 
@@ -44,7 +43,12 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    pub(super) fn new(relay: &'c mut Relay<'_, D, U>, cause: Cause, lost: Option<Side>) -> Self {
+    pub(super) fn new(
+        (client, upstream): (&'c mut D, &'c mut U),
+        (up, down): (&'c mut Half, &'c mut Half),
+        cause: Cause,
+        lost: Option<Side>,
+    ) -> Self {
         let now = Instant::now();
         let mut mask = [0; 4];
         // Without randomness the frame is still right (RFC 6455 section 10.3 guards against pages, not against us).
@@ -61,10 +65,10 @@ where
         };
         let (client_gone, upstream_gone) = (lost == Some(Side::Client), lost == Some(Side::Upstream));
         let mut closing = Self {
-            client: relay.client,
-            upstream: relay.upstream,
-            up: farewell(&mut relay.up, to_upstream, upstream_gone, client_gone),
-            down: farewell(&mut relay.down, to_client, client_gone, upstream_gone),
+            client,
+            upstream,
+            up: farewell(up, to_upstream, upstream_gone, client_gone),
+            down: farewell(down, to_client, client_gone, upstream_gone),
             boundary_by: now + BOUNDARY_WAIT,
             over_by: now + CLOSE_WAIT,
         };

@@ -18,6 +18,13 @@ thread_local! {
     pub(super) static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
 }
 
+/// One end of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Upstream,
+}
+
 /// A read failed: the side that is read from is gone.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Broken;

@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::closing::Closing;
 pub use self::control::Control;
-use self::half::{Broken, Half};
+use self::half::{Broken, Half, Side};
 use crate::clock::UnixTime;
 use crate::end::{Cause, End};
 use crate::frame::{self, Follower};
@@ -74,7 +74,7 @@ where
     let Some((cause, lost)) = ended else { return relay.end() };
     let cause = relay.first.unwrap_or(cause);
     let told = {
-        let mut closing = Closing::new(&mut relay, cause, lost);
+        let mut closing = Closing::new((relay.client, relay.upstream), (&mut relay.up, &mut relay.down), cause, lost);
         timer.as_mut().reset(closing.boundary_by);
         poll_fn(|cx| closing.poll(cx, timer.as_mut())).await;
         closing.told_client()
@@ -88,12 +88,6 @@ where
     .await;
     relay.publish();
     End { cause, code: told.then(|| cause.close_code()) }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Client,
-    Upstream,
 }
 
 struct Relay<'r, D, U> {

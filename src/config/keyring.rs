@@ -1,0 +1,234 @@
+//! The keys of all files, added one by one: secrets become digests at once, and what belongs to whom is checked.
+
+use std::collections::HashMap;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use super::compile::{Doors, Env, unset};
+use super::problem::{Faults, FileId, Path, Place, Step, Wrong};
+use super::schema::{From, Key, KeySecret};
+use super::source::Reader;
+use super::value::UnixTime;
+use crate::auth::api_key::{self, Keys};
+use crate::secret::Digest;
+
+/// A secret is a line, not a book.
+const MAX_SECRET_FILE: u64 = 64 << 10;
+
+/// What keys are compiled with.
+pub struct Outside<'o> {
+    pub reader: &'o mut Reader,
+    pub env: Env<'o>,
+    /// The directory that relative paths start from.
+    pub base: &'o FilePath,
+    pub now: UnixTime,
+}
+
+/// Collects keys.
+pub struct Keyring<'d> {
+    keys: Keys,
+    ids: HashMap<Arc<str>, At>,
+    doors: &'d Doors,
+    /// Which of the doors some key opens.
+    opened: Vec<bool>,
+    opens_all: bool,
+}
+
+/// A place in a list of keys, small enough to be kept for a million of them.
+#[derive(Clone, Copy)]
+struct At {
+    file: FileId,
+    list: bool,
+    index: usize,
+}
+
+impl At {
+    fn place(self) -> Place {
+        let item = Step::Item(self.index);
+        let steps = if self.list { vec![item] } else { vec![Step::Field("keys".into()), item] };
+        Place { file: self.file, list: self.list, steps }
+    }
+}
+
+impl<'d> Keyring<'d> {
+    pub fn new(doors: &'d Doors) -> Self {
+        let opened = vec![false; doors.all.len()];
+        Self { keys: Keys::default(), ids: HashMap::new(), doors, opened, opens_all: false }
+    }
+
+    /// Adds the key that stands at `path`, item `index` of its list.
+    pub fn add(
+        &mut self,
+        key: Key,
+        (path, index): (&Path<'_>, usize),
+        outside: &mut Outside<'_>,
+        faults: &mut Faults,
+        warnings: &mut Faults,
+    ) {
+        let id: Arc<str> = (*key.id).into();
+        let (file, list) = path.origin();
+        let at = At { file, list, index };
+        if let Some(other) = self.ids.get(&id) {
+            let wrong = Wrong::new(format!("two keys have the id \"{id}\""));
+            let wrong = wrong.hint("give one key two entries in secrets to rotate it");
+            faults.between(&path.field("id"), wrong, "the other one is at", other.place());
+            return;
+        }
+        self.ids.insert(id.clone(), at);
+        let routes = self.routes(&key, path, faults, warnings);
+        let digests = digests(&key, path, outside, faults, warnings);
+        if key.expires_at.is_some_and(|end| end <= outside.now) {
+            let wrong = Wrong::new(format!("the key \"{id}\" has expired"));
+            warnings.value(&path.field("expires_at"), wrong);
+        }
+        let compiled = api_key::Key {
+            id: id.clone(),
+            routes,
+            not_before: key.not_before,
+            expires_at: key.expires_at,
+            disabled: key.disabled,
+            max_connections: key.max_connections,
+            attributes: key.attributes.into(),
+        };
+        if digests.len() < key.secrets.len() {
+            return;
+        }
+        if let Err((taken, owner)) = self.keys.add(compiled, &digests) {
+            let secret = &key.secrets[taken];
+            let wrong = if owner.id == id {
+                Wrong::new("this secret stands twice in this key").hint("keep one of them")
+            } else {
+                let says = format!("the key \"{}\" has this secret too", owner.id);
+                Wrong::new(says).hint("every key needs a secret of its own; wsbouncer key new makes one")
+            };
+            at_secret(path, key.shorthand, secret, |path| faults.value(path, wrong));
+        }
+    }
+
+    fn routes(
+        &mut self,
+        key: &Key,
+        path: &Path<'_>,
+        faults: &mut Faults,
+        warnings: &mut Faults,
+    ) -> Option<Box<[Arc<str>]>> {
+        let Some(names) = &key.routes else {
+            self.opens_all |= !key.disabled;
+            return None;
+        };
+        let list = path.field("routes");
+        let mut found = Vec::new();
+        let mut opens = false;
+        for (index, name) in names.iter().enumerate() {
+            match self.doors.find(name) {
+                Some((door, known)) => {
+                    found.push(known.name.clone());
+                    opens |= known.wants_key;
+                    self.opened[door] |= !key.disabled;
+                }
+                None if self.doors.complete => faults.value(&list.item(index), self.no_route(name)),
+                None => {}
+            }
+        }
+        if !opens && self.doors.complete && found.len() == names.len() {
+            let says = format!("the key \"{}\" opens no route: none of those it names wants a key", key.id);
+            warnings.value(&list, Wrong::new(says));
+        }
+        Some(found.into())
+    }
+
+    /// Does not repeat the name: whatever stands near a secret may be one.
+    fn no_route(&self, name: &str) -> Wrong {
+        let wrong = Wrong::new("no route has this name");
+        match self.doors.nearest(name) {
+            Some(near) => wrong.hint(format!("did you mean \"{near}\"?")),
+            None => {
+                let known: Vec<&str> = self.doors.all.iter().take(10).map(|door| &*door.name).collect();
+                wrong.hint(format!("routes are named: {}", known.join(", ")))
+            }
+        }
+    }
+
+    /// All keys, and warnings about routes that none of them opens.
+    pub fn finish(self, warnings: &mut Faults) -> Keys {
+        for (door, opened) in self.doors.all.iter().zip(&self.opened) {
+            let name = &door.name;
+            if !door.wants_key {
+                let says = format!("the route \"{name}\" is open to everybody (auth: none)");
+                warnings.place(door.place.clone(), Wrong::new(says));
+            } else if !opened && !self.opens_all {
+                let wrong = Wrong::new(format!("no key opens the route \"{name}\": nobody can get in"));
+                let hint = "wsbouncer key new makes a key and the lines to paste";
+                warnings.place(door.place.clone(), wrong.hint(hint));
+            }
+        }
+        self.keys
+    }
+}
+
+/// Calls back with the path of a secret, whether it is written in the short form or in the list.
+fn at_secret(path: &Path<'_>, shorthand: bool, secret: &KeySecret, then: impl FnOnce(&Path<'_>)) {
+    if shorthand {
+        then(&path.field("secret"));
+    } else {
+        then(&path.field("secrets").item(secret.index));
+    }
+}
+
+type Digests = Vec<(Digest, Option<UnixTime>)>;
+
+fn digests(
+    key: &Key,
+    path: &Path<'_>,
+    outside: &mut Outside<'_>,
+    faults: &mut Faults,
+    warnings: &mut Faults,
+) -> Digests {
+    let mut all = Vec::new();
+    let list = path.field("secrets");
+    for secret in &key.secrets {
+        let item = list.item(secret.index);
+        let digest = match &secret.from {
+            From::Sha256(digest) => Ok(*digest),
+            From::Plain(plain) => {
+                let wrong = Wrong::new(format!("the key \"{}\" has its secret in plain text", key.id));
+                let wrong = wrong.hint("write its sha256 instead; wsbouncer key hash makes it");
+                at_secret(path, key.shorthand, secret, |path| warnings.value(path, wrong.clone()));
+                Ok(plain.digest())
+            }
+            From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),
+            From::File(name) => from_file(name, outside).map_err(|wrong| (item.field("file").place(), wrong)),
+        };
+        match digest {
+            Ok(digest) => all.push((digest, secret.valid_until)),
+            Err((place, wrong)) => faults.place(place, wrong),
+        }
+        if secret.valid_until.is_some_and(|end| end <= outside.now) {
+            let wrong = Wrong::new(format!("this secret of the key \"{}\" has expired", key.id));
+            warnings.value(&item.field("valid_until"), wrong.hint("remove it when nobody uses it any more"));
+        }
+    }
+    all
+}
+
+fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
+    let value = (outside.env)(name).filter(|value| !value.is_empty()).ok_or_else(|| unset(name))?;
+    let bytes = zeroize::Zeroizing::new(value.into_encoded_bytes());
+    outside.reader.note(&bytes);
+    Ok(Digest::of(&bytes))
+}
+
+fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
+    let path = outside.base.join(name);
+    let relative = path.as_os_str() != name;
+    let bytes = outside.reader.read(&path, MAX_SECRET_FILE).map_err(|wrong| {
+        let hint = format!("relative paths start at the directory of the main file, {}", outside.base.display());
+        if relative { wrong.hint(hint) } else { wrong }
+    })?;
+    // Editors and echo end a file with a line break that nobody means.
+    let secret = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));
+    if secret.is_empty() {
+        return Err(Wrong::new("this file is empty: an empty secret would open the door to everybody"));
+    }
+    Ok(Digest::of(secret))
+}

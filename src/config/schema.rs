@@ -1,0 +1,283 @@
+//! The file as types, and the one table of its fields. No behaviour.
+//!
+//! The table is what the decoder asks for, what unknown names are compared with, what decides whether a value may be shown
+//! in a diagnostic, and what `config/reference.yaml` is checked against.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use super::value::{
+    Digest, Drain, HostPattern, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts, UnixTime,
+};
+
+/// One map of the file.
+#[derive(Debug)]
+pub struct Section {
+    pub fields: &'static [Field],
+    /// Single words that may stand in place of the map.
+    pub words: &'static [&'static str],
+    /// Fields that the design knows and this version does not.
+    pub later: &'static [&'static str],
+    /// Whether secrets live here: then even a name may be one that slipped, and only known names are shown.
+    pub private: bool,
+}
+
+/// One field of a map.
+#[derive(Debug)]
+pub struct Field {
+    pub name: &'static str,
+    /// As it would be written; the decoder parses this very text. Empty where there is none.
+    pub default: &'static str,
+    pub below: Below,
+    /// Whether diagnostics may show the value.
+    pub shown: bool,
+}
+
+/// What stands under a field.
+#[derive(Debug)]
+pub enum Below {
+    Value,
+    /// A map with this section's fields, or a list of such maps.
+    Section(&'static Section),
+    /// A map from names that the operator chooses to such a thing.
+    Named(&'static Below),
+    /// A map from names that the operator chooses to text; whether diagnostics may show the names.
+    Texts {
+        names_shown: bool,
+    },
+}
+
+const fn value(name: &'static str, default: &'static str) -> Field {
+    Field { name, default, below: Below::Value, shown: true }
+}
+
+const fn section(name: &'static str, below: &'static Section) -> Field {
+    Field { name, default: "", below: Below::Section(below), shown: true }
+}
+
+const fn hidden(name: &'static str, below: Below) -> Field {
+    Field { name, default: "", below, shown: false }
+}
+
+const fn fields(fields: &'static [Field]) -> Section {
+    Section { fields, words: &[], later: &[], private: false }
+}
+
+pub static FILE: Section = Section {
+    later: &["tickets", "tls", "proxy_protocol"],
+    ..fields(&[
+        section("listen", &LISTEN),
+        Field { name: "admin", default: "127.0.0.1:9901", below: Below::Section(&ADMIN), shown: true },
+        value("trusted_proxies", ""),
+        value("upstream", ""),
+        Field { name: "upstreams", default: "", below: Below::Named(&Below::Section(&UPSTREAM)), shown: true },
+        hidden("keys", Below::Section(&KEY)),
+        value("key_files", ""),
+        section("routes", &ROUTE),
+        section("limits", &LIMITS),
+        section("timeouts", &TIMEOUTS),
+        section("live_connections", &LIVE_CONNECTIONS),
+        section("drain", &DRAIN),
+    ])
+};
+
+/// A key file that is a map rather than a list.
+pub static KEY_FILE: Section = Section { private: true, ..fields(&[hidden("keys", Below::Section(&KEY))]) };
+
+pub static LISTEN: Section = Section { later: &["tls", "proxy_protocol"], ..fields(&[value("address", "")]) };
+
+pub static ADMIN: Section =
+    Section { words: &["off"], later: &["token"], ..fields(&[value("address", ""), value("allow_remote", "false")]) };
+
+pub static UPSTREAM: Section =
+    Section { later: &["endpoints", "balance", "tls", "health"], ..fields(&[value("url", ""), value("host", "keep")]) };
+
+pub static KEY: Section = Section {
+    private: true,
+    ..fields(&[
+        value("id", ""),
+        hidden("secret", Below::Value),
+        hidden("secrets", Below::Section(&SECRET)),
+        hidden("routes", Below::Value),
+        value("not_before", ""),
+        value("expires_at", ""),
+        value("disabled", "false"),
+        value("max_connections", ""),
+        hidden("attributes", Below::Texts { names_shown: false }),
+    ])
+};
+
+pub static SECRET: Section = Section {
+    private: true,
+    ..fields(&[
+        hidden("sha256", Below::Value),
+        hidden("plain", Below::Value),
+        hidden("env", Below::Value),
+        hidden("file", Below::Value),
+        value("valid_until", ""),
+    ])
+};
+
+pub static ROUTE: Section = Section {
+    later: &["on_failure", "tickets", "http", "priority", "tls"],
+    ..fields(&[
+        value("name", ""),
+        value("host", ""),
+        value("path", ""),
+        value("upstream", ""),
+        section("auth", &AUTH),
+        value("allowed_origins", ""),
+        value("hide_credentials", "true"),
+        hidden("identity_headers", Below::Texts { names_shown: true }),
+        hidden("set_headers", Below::Texts { names_shown: true }),
+        section("limits", &ROUTE_LIMITS),
+        section("timeouts", &ROUTE_TIMEOUTS),
+    ])
+};
+
+pub static AUTH: Section = Section {
+    words: &["none"],
+    later: &["ticket", "jwt", "forward_auth", "client_certificate"],
+    ..fields(&[section("api_key", &API_KEY)])
+};
+
+pub static API_KEY: Section = fields(&[section("extract_from", &PLACE)]);
+
+pub static PLACE: Section = Section {
+    words: &["bearer", "basic"],
+    later: &["first_message"],
+    ..fields(&[value("header", ""), section("subprotocol", &SUBPROTOCOL), value("query", ""), value("cookie", "")])
+};
+
+pub static SUBPROTOCOL: Section =
+    fields(&[value("pair", ""), value("prefix", ""), value("preset", ""), value("encoding", "raw")]);
+
+pub static ROUTE_LIMITS: Section = Section {
+    later: &["max_message_bytes", "messages_per_second", "bytes_per_second"],
+    ..fields(&[value("max_connections", ""), value("max_connections_per_key", "")])
+};
+
+pub static ROUTE_TIMEOUTS: Section = Section {
+    later: &["ping_interval"],
+    ..fields(&[
+        value("connect", "5s"),
+        value("handshake", "10s"),
+        value("idle", "1h"),
+        value("max_lifetime", "off"),
+        value("half_close", "30s"),
+    ])
+};
+
+pub static LIMITS: Section = fields(&[
+    value("max_connections", ""),
+    value("max_connections_per_address", ""),
+    value("max_failed_attempts_per_minute", ""),
+]);
+
+pub static TIMEOUTS: Section = fields(&[value("head", "10s"), value("tcp_keepalive", "60s")]);
+
+pub static LIVE_CONNECTIONS: Section =
+    fields(&[section("on_revoked", &ON_REVOKED), section("on_route_removed", &ON_ROUTE_REMOVED)]);
+
+pub static ON_REVOKED: Section = fields(&[value("after", "0s")]);
+
+pub static ON_ROUTE_REMOVED: Section = fields(&[value("after", "30s")]);
+
+pub static DRAIN: Section = fields(&[value("timeout", "60s"), value("spread", "30s")]);
+
+/// What an api_key entry looks for when it does not say.
+pub const DEFAULT_PLACES: [(&str, &str); 2] = [("header", "X-Api-Key"), ("pair", "x-api-key")];
+/// The identity header of a route that names none.
+pub const DEFAULT_IDENTITY: (&str, &str) = ("X-Auth-Key-Id", "{id}");
+
+/// The main file.
+pub struct File {
+    pub listen: Vec<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+    pub trusted_proxies: Vec<IpNet>,
+    pub upstreams: Vec<(Box<str>, Upstream)>,
+    /// Each with its place in the list: entries that could not be read are left out.
+    pub keys: Vec<(usize, Key)>,
+    /// Each with its place in the list.
+    pub key_files: Vec<(usize, Box<str>)>,
+    /// `None` for those that could not be read at all. The one that `upstream:` is short for, where there is no list.
+    pub routes: Vec<Option<Route>>,
+    /// Whether the list stands in the file.
+    pub has_routes: bool,
+    pub limits: Limits,
+    pub head_timeout: Duration,
+    pub tcp_keepalive: Option<Duration>,
+    pub on_revoked: Duration,
+    pub on_route_removed: Duration,
+    pub drain: Drain,
+}
+
+pub struct Upstream {
+    /// `None` when it could not be read, which has been said.
+    pub target: Option<Target>,
+    pub rewrites_host: bool,
+}
+
+pub struct Route {
+    /// Whether all of it could be read; the rest is only looked at for more faults then.
+    pub sound: bool,
+    pub name: Option<Box<str>>,
+    pub host: HostPattern,
+    pub path: PathPattern,
+    pub upstream: Option<To>,
+    pub auth: Auth,
+    pub allowed_origins: Option<Vec<Origin>>,
+    pub hide_credentials: bool,
+    pub headers: Vec<Header>,
+    pub max_connections: Option<u32>,
+    pub max_connections_per_key: Option<u32>,
+    pub timeouts: Timeouts,
+}
+
+pub enum To {
+    Name(Box<str>),
+    /// The URL and the text that it was read from.
+    Url(Target, Box<str>),
+}
+
+pub enum Auth {
+    None,
+    ApiKey(Vec<Place>),
+}
+
+pub struct Header {
+    /// `identity_headers` or `set_headers`.
+    pub field: &'static str,
+    pub written: Box<str>,
+    pub name: HeaderName,
+    pub template: Vec<Piece>,
+}
+
+pub struct Key {
+    pub id: Box<str>,
+    pub secrets: Vec<KeySecret>,
+    /// `secret:` rather than `secrets:`.
+    pub shorthand: bool,
+    pub routes: Option<Vec<Box<str>>>,
+    pub not_before: Option<UnixTime>,
+    pub expires_at: Option<UnixTime>,
+    pub disabled: bool,
+    pub max_connections: Option<u32>,
+    pub attributes: Vec<(Box<str>, Box<str>)>,
+}
+
+pub struct KeySecret {
+    /// Its place in the list `secrets`.
+    pub index: usize,
+    pub from: From,
+    pub valid_until: Option<UnixTime>,
+}
+
+pub enum From {
+    Sha256(Digest),
+    Plain(Secret),
+    Env(Box<str>),
+    File(Box<str>),
+}

@@ -1,0 +1,160 @@
+//! The line of a fault, with everything hidden that could be a secret. What is shown is on a list (the table of fields);
+//! when a line holds anything that is not understood, none of it is.
+
+use super::locate::{Body, Extent, Tree};
+use super::problem::FileId;
+use super::schema::{self, Below};
+
+/// A line that may be shown, and what in it is meant.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Snippet {
+    pub line: String,
+    /// From 0, in characters.
+    pub column: usize,
+    pub length: usize,
+}
+
+/// What is known of a node: what stands below it, and whether its text may be shown.
+#[derive(Clone, Copy)]
+pub struct Section {
+    below: &'static Below,
+    shown: bool,
+    private: bool,
+}
+
+static FILE: Below = Below::Section(&schema::FILE);
+static KEY_FILE: Below = Below::Section(&schema::KEY_FILE);
+static KEYS: Below = Below::Section(&schema::KEY);
+static NOTHING: Below = Below::Value;
+
+impl Section {
+    /// What the root of a text is.
+    pub fn of(tree: &Tree, file: FileId, is_keys: bool) -> Self {
+        if file == FileId(0) {
+            return Self { below: &FILE, shown: true, private: false };
+        }
+        let below = if is_keys || matches!(tree.body, Body::List(_)) { &KEYS } else { &KEY_FILE };
+        Self { below, shown: false, private: true }
+    }
+}
+
+/// Longer lines say little, and are seldom written by people.
+const MAX_LINE: usize = 200;
+const HIDDEN: &str = "***";
+
+/// The line on which `extent` begins.
+pub fn of(text: &str, tree: &Tree, section: Section, extent: Extent) -> Option<Snippet> {
+    let line: Vec<char> = text.split('\n').nth(extent.line.checked_sub(1)?)?.trim_end().chars().collect();
+    if line.len() > MAX_LINE || line.iter().any(|letter| letter.is_control()) {
+        return None;
+    }
+    let mut marks = Vec::new();
+    if !collect(tree, section, extent.line, &mut marks) {
+        return None;
+    }
+    marks.sort_by_key(|mark| mark.start);
+    let end = if extent.end_line == extent.line { extent.end_column } else { extent.column + 1 };
+    masked(&line, &marks, (extent.column, end.max(extent.column + 1)))
+}
+
+/// A scalar on the line.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    start: usize,
+    end: usize,
+    shown: bool,
+}
+
+/// Collects all scalars of a line. False if one of them is not on this line alone.
+fn collect(tree: &Tree, section: Section, line: usize, marks: &mut Vec<Mark>) -> bool {
+    if tree.at.line > line || tree.at.end_line < line {
+        return true;
+    }
+    match &tree.body {
+        Body::Scalar(text) => add(tree.at, section.shown && is_harmless(text, section.private), line, marks),
+        Body::List(list) => list.iter().all(|item| collect(item, section, line, marks)),
+        Body::Map(map) => map.iter().all(|entry| {
+            let (name_shown, below) = entry_of(&entry.name, section);
+            add(entry.name_at, name_shown && is_harmless(&entry.name, false), line, marks)
+                && collect(&entry.value, below, line, marks)
+        }),
+    }
+}
+
+fn add(at: Extent, shown: bool, line: usize, marks: &mut Vec<Mark>) -> bool {
+    if at.line > line || at.end_line < line {
+        return true;
+    }
+    marks.push(Mark { start: at.column, end: at.end_column, shown });
+    at.line == at.end_line
+}
+
+/// Whether the name of an entry may be shown, and what stands below it.
+fn entry_of(name: &str, above: Section) -> (bool, Section) {
+    let nothing = Section { below: &NOTHING, shown: false, private: above.private };
+    match above.below {
+        Below::Value => (false, nothing),
+        Below::Texts { names_shown } => (*names_shown, nothing),
+        Below::Named(below) => (true, Section { below, shown: above.shown, private: false }),
+        Below::Section(section) => match section.fields.iter().find(|field| field.name == name) {
+            Some(field) => {
+                let private = section.private || is_private(&field.below);
+                (true, Section { below: &field.below, shown: field.shown, private })
+            }
+            None => (!section.private, nothing),
+        },
+    }
+}
+
+fn is_private(below: &Below) -> bool {
+    matches!(below, Below::Section(section) if section.private)
+}
+
+/// Where secrets live only ids, dates, numbers and words of ours are shown; elsewhere all but URLs that may hold one.
+fn is_harmless(text: &str, private: bool) -> bool {
+    if private {
+        let plain = |byte: u8| byte.is_ascii_digit() || b"-:.+TZ ".contains(&byte);
+        return text.len() <= 32 && (text.bytes().all(plain) || matches!(text, "true" | "false"));
+    }
+    text.chars().count() <= 100 && !text.contains(['@', '?'])
+}
+
+/// Puts the line together again.
+fn masked(line: &[char], marks: &[Mark], (start, end): (usize, usize)) -> Option<Snippet> {
+    let mut shown = String::new();
+    let (mut column, mut length) = (None, 0);
+    let mut width = 0;
+    let mut at = 0;
+    let mut marks = marks.iter().peekable();
+    while at < line.len() {
+        let mark = marks.next_if(|mark| mark.start <= at);
+        let (next, piece) = match mark {
+            // A scalar without text, such as a value that is left out.
+            Some(mark) if mark.end <= at => continue,
+            Some(mark) if mark.shown => (mark.end, line.get(at..mark.end)?.iter().collect()),
+            Some(mark) => (mark.end.min(line.len()), HIDDEN.to_owned()),
+            // A comment may tell anything.
+            None if line[at] == '#' => break,
+            None if is_structure(line[at]) => (at + 1, line[at].to_string()),
+            None => return None,
+        };
+        let wide = piece.chars().count();
+        if start < next && at < end {
+            // The caret covers a hidden piece whole, and of a shown one what is meant.
+            let whole = mark.is_none_or(|mark| !mark.shown);
+            let from = if whole { width } else { width + start.saturating_sub(at) };
+            let to = if whole { width + wide } else { width + end.min(next) - at };
+            column = column.or(Some(from));
+            length = to - column.unwrap_or(from);
+        }
+        shown.push_str(&piece);
+        width += wide;
+        at = next;
+    }
+    Some(Snippet { line: shown.trim_end().to_owned(), column: column?, length })
+}
+
+/// What holds scalars together, and can be no part of a secret.
+fn is_structure(letter: char) -> bool {
+    letter == ' ' || "[]{},:-\"'".contains(letter)
+}

@@ -1,0 +1,408 @@
+//! Values as people write them: durations, dates, addresses, patterns. Text in, the domain's own values out.
+//! A parser says what is wrong and what would be right; it never repeats the value.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+use http::uri::PathAndQuery;
+
+use super::problem::{Wrong, nearest};
+pub use crate::admit::Origin;
+pub use crate::auth::credential::{Encoding, Place, Shape};
+pub use crate::clock::UnixTime;
+pub use crate::limit::Limits;
+pub use crate::route::{HostPattern, PathPattern, Timeouts};
+pub use crate::rules::Drain;
+pub use crate::secret::{Digest, Secret};
+pub use crate::upstream::Endpoint;
+pub use ipnet::IpNet;
+
+type Parsed<T> = Result<T, Wrong>;
+
+/// Timers beyond this mean "off", and runtimes round them in odd ways.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// `250ms`, `30s`, `5m`, `2h`, `1d`.
+pub fn duration(text: &str) -> Parsed<Duration> {
+    const UNITS: &str = "write a whole number and one unit: 250ms, 30s, 5m, 2h or 1d";
+    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        "" if !number.is_empty() => return Err(Wrong::new("this duration has no unit").hint(UNITS)),
+        _ => return Err(Wrong::new("this is not a duration").hint(UNITS)),
+    };
+    if number.is_empty() {
+        return Err(Wrong::new("this is not a duration").hint(UNITS));
+    }
+    let total = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis)).map(Duration::from_millis);
+    total.filter(|total| *total <= LONGEST).ok_or_else(|| Wrong::new("this is longer than ten years"))
+}
+
+/// A duration that must not be nothing.
+pub fn some_duration(text: &str) -> Parsed<Duration> {
+    duration(text)
+        .and_then(|total| if total.is_zero() { Err(Wrong::new("this must be longer than nothing")) } else { Ok(total) })
+}
+
+/// A duration, or `off`.
+pub fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    match duration(text) {
+        Ok(total) if total.is_zero() => {
+            Err(Wrong::new("this must be longer than nothing").hint("write off for no limit"))
+        }
+        other => other.map(Some),
+    }
+}
+
+/// `2027-10-01T00:00:00Z`, or `2027-12-31` for the moment at which that day begins in UTC.
+pub fn date(text: &str) -> Parsed<UnixTime> {
+    let day = || -> Option<jiff::Timestamp> {
+        let date = (text.len() == 10).then(|| text.parse::<jiff::civil::Date>().ok()).flatten()?;
+        Some(date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+    };
+    let time = text.parse::<jiff::Timestamp>().ok().or_else(day);
+    time.map(|time| UnixTime(time.as_second())).ok_or_else(|| {
+        Wrong::new("this is not a date")
+            .hint("write 2027-12-31, or 2027-12-31T18:00:00Z with its offset from UTC (Z, +02:00)")
+    })
+}
+
+/// `ip:port`, to listen on.
+pub fn address(text: &str) -> Parsed<SocketAddr> {
+    text.parse().map_err(|_| {
+        let wrong = Wrong::new("this is not an address to listen on");
+        match text.rsplit_once(':') {
+            Some(("localhost", port)) => {
+                wrong.hint(format!("names are not looked up here; write 127.0.0.1:{}", number(port)))
+            }
+            Some(("" | "*", port)) => wrong.hint(format!("write 0.0.0.0:{0}, or 127.0.0.1:{0}", number(port))),
+            _ => wrong.hint("write ip:port, such as 127.0.0.1:8080 or [::1]:8080"),
+        }
+    })
+}
+
+fn number(port: &str) -> u16 {
+    port.parse().unwrap_or(8080)
+}
+
+/// `10.0.0.0/8`, or a single address.
+pub fn network(text: &str) -> Parsed<IpNet> {
+    let net = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| Wrong::new("this is not a network").hint("write 10.0.0.0/8, 2001:db8::/32 or a single address"))?;
+    if net.trunc() != net {
+        return Err(Wrong::new("the address has bits beyond its prefix").hint(format!("did you mean {}?", net.trunc())));
+    }
+    Ok(net)
+}
+
+/// Where an upstream listens, and what `host: upstream` sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub endpoint: Endpoint,
+    pub authority: String,
+}
+
+/// Whether a route's `upstream` is meant as a URL rather than a name.
+pub fn is_url(text: &str) -> bool {
+    text.contains("://") || text.starts_with("unix:")
+}
+
+/// `ws://host:port` or `unix:/path`.
+pub fn target(text: &str) -> Parsed<Target> {
+    const FORMS: &str = "write ws://host:port or unix:/path";
+    if let Some(path) = text.strip_prefix("unix:") {
+        if !path.starts_with('/') || path.starts_with("//") || path.len() > MAX_SOCKET_PATH || path.contains('\0') {
+            return Err(Wrong::new("this is not the path of a socket")
+                .hint("write unix: and an absolute path of at most 107 bytes, such as unix:/run/app.sock"));
+        }
+        return Ok(Target { endpoint: Endpoint::Unix(PathBuf::from(path)), authority: "localhost".into() });
+    }
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| Wrong::new("this is not a URL").hint(FORMS))?;
+    match scheme {
+        "ws" | "http" => {}
+        "wss" | "https" => {
+            return Err(Wrong::new("TLS to the upstream is not supported by this version")
+                .hint("use ws:// over a network that you trust, or put a TLS client such as stunnel between"));
+        }
+        _ => return Err(Wrong::new("no upstream speaks this scheme").hint(FORMS)),
+    }
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains('@') {
+        return Err(Wrong::new("an upstream's URL has no user and password")
+            .hint("send them with set_headers: { Authorization: \"Basic {env.NAME}\" }"));
+    }
+    if authority.contains(['/', '?', '#']) {
+        return Err(Wrong::new("an upstream's URL has no path: the request's own is used").hint(FORMS));
+    }
+    let split = crate::peer::split_host(authority).filter(|(host, port)| !host.is_empty() && *port != Some(0));
+    let (host, port) = split.ok_or_else(|| Wrong::new("this URL has no good host and port").hint(FORMS))?;
+    let port = port.unwrap_or(80);
+    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let endpoint = match literal {
+        Ok(ip) => Endpoint::Address(SocketAddr::new(ip, port)),
+        Err(_) => Endpoint::Name { host: host.into(), port },
+    };
+    Ok(Target { endpoint, authority: authority.to_owned() })
+}
+
+/// What `sun_path` holds on Linux, less its closing NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// `chat.example.com`, `*.example.com`, or `*`.
+pub fn host_pattern(text: &str) -> Parsed<HostPattern> {
+    const FORMS: &str = "write chat.example.com, or \"*.example.com\" for everything below it";
+    if text == "*" {
+        return Ok(HostPattern::Any);
+    }
+    if text.contains("://") || text.contains('/') {
+        return Err(Wrong::new("this is a URL; a host is only a name").hint(FORMS));
+    }
+    if !text.is_ascii() {
+        return Err(Wrong::new("this name is not ASCII").hint("write it as it is sent, in its xn-- form"));
+    }
+    let lower = text.to_ascii_lowercase();
+    let (below, name) = lower.strip_prefix("*.").map_or((false, &*lower), |name| (true, name));
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.contains('*') {
+        return Err(Wrong::new("a * stands only at the beginning, for all that is before the first dot").hint(FORMS));
+    }
+    match crate::peer::split_host(name) {
+        Some((_, Some(_))) => Err(Wrong::new("a host has no port here: routes take every port").hint(FORMS)),
+        Some(_) if name.starts_with('.') || name.contains("..") => {
+            Err(Wrong::new("this is not a host name").hint(FORMS))
+        }
+        Some(_) if below => Ok(HostPattern::Below(format!(".{name}").into())),
+        Some(_) => Ok(HostPattern::Exact(name.into())),
+        None => Err(Wrong::new("this is not a host name").hint(FORMS)),
+    }
+}
+
+/// `/ws`, or `/chat/*`.
+pub fn path_pattern(text: &str) -> Parsed<PathPattern> {
+    const FORMS: &str = "write /ws, or /chat/* for everything below /chat/";
+    if !text.starts_with('/') {
+        return Err(Wrong::new("a path begins with a slash").hint(FORMS));
+    }
+    let (below, path) = text.strip_suffix("/*").map_or((false, text), |path| (true, path));
+    if path.contains('*') {
+        return Err(Wrong::new("a * stands only at the end, after a slash").hint(FORMS));
+    }
+    if path.contains(['?', '#']) {
+        return Err(Wrong::new("a route is found by its path alone, without ? and #").hint(FORMS));
+    }
+    let sendable = path.bytes().all(|byte| byte.is_ascii_graphic()) && text.parse::<PathAndQuery>().is_ok();
+    if !sendable {
+        return Err(
+            Wrong::new("this holds characters that cannot stand in a request's path").hint("percent-encode them")
+        );
+    }
+    let compared = if below { format!("{path}/") } else { path.to_owned() };
+    // Such requests are refused before routes are compared with them.
+    if crate::route::is_ambiguous(&compared) || (below && compared.contains(';')) {
+        return Err(Wrong::new("no request can have this path: proxies and services read it in different ways")
+            .hint("leave out //, dot segments, %2f, %5c, %25 and %00"));
+    }
+    let compared = compared.into();
+    Ok(if below { PathPattern::Prefix(compared) } else { PathPattern::Exact(compared) })
+}
+
+/// `https://chat.example.com`, or `https://*.example.com`.
+pub fn origin(text: &str) -> Parsed<Origin> {
+    if text == "*" {
+        return Err(Wrong::new("* is no origin").hint("leave allowed_origins out to let pages of every origin in"));
+    }
+    Origin::parse(text)
+        .map_err(|says| Wrong::new(says).hint("write https://chat.example.com or \"https://*.example.com\""))
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+pub fn token(text: &str) -> Parsed<Box<str>> {
+    if is_token(text) && text.len() <= MAX_NAME {
+        return Ok(text.into());
+    }
+    Err(Wrong::new("this must be a token: letters, digits and !#$%&'*+-.^_`|~, without spaces"))
+}
+
+/// Names of query parameters are compared after decoding, so they may hold anything printable.
+pub fn parameter(text: &str) -> Parsed<Box<str>> {
+    if !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(text.into());
+    }
+    Err(Wrong::new("this must be the name of a query parameter, in printable ASCII"))
+}
+
+/// Names go into logs, metrics and headers.
+const MAX_NAME: usize = 128;
+
+/// An id or a name of our own: printable, and fit to stand in a header.
+pub fn name(text: &str) -> Parsed<Box<str>> {
+    if text.is_empty() {
+        return Err(Wrong::new("this is empty"));
+    }
+    if text.len() > MAX_NAME || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Wrong::new("this must be at most 128 printable ASCII characters without spaces")
+            .hint("it stands in logs, metrics and headers"));
+    }
+    Ok(text.into())
+}
+
+/// Text that can stand in a header.
+pub fn header_text(text: &str) -> Parsed<Box<str>> {
+    if text.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
+        return Ok(text.into());
+    }
+    Err(Wrong::new(
+        "this cannot stand in a header: it holds a control character, a line break or a letter that is not ASCII",
+    ))
+}
+
+fn header_name(text: &str) -> Parsed<HeaderName> {
+    HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
+        Wrong::new("this is not the name of a header").hint("letters, digits and dashes, such as X-Api-Key")
+    })
+}
+
+/// A header in which a client may send its credential.
+pub fn credential_header(text: &str) -> Parsed<HeaderName> {
+    let header = header_name(text)?;
+    match header.as_str() {
+        "sec-websocket-protocol" => Err(Wrong::new("subprotocols have a place of their own")
+            .hint("write { subprotocol: { pair: x-api-key } } or { subprotocol: { preset: kubernetes } }")),
+        "cookie" => Err(Wrong::new("cookies have a place of their own").hint("write { cookie: NAME }")),
+        name if is_ours(name) => Err(Wrong::new("no credential can stand in a header that the handshake itself needs")),
+        _ => Ok(header),
+    }
+}
+
+/// A header that the upstream gets from us.
+pub fn our_header(text: &str) -> Parsed<HeaderName> {
+    let header = header_name(text)?;
+    if is_ours(header.as_str()) {
+        return Err(Wrong::new("this header is written by the proxy itself, and cannot be set")
+            .hint("choose another name, such as X-Auth-Key-Id"));
+    }
+    Ok(header)
+}
+
+/// Headers that the proxy owns. Some services take `_` for `-`, so the two are one here.
+fn is_ours(name: &str) -> bool {
+    let name = name.replace('_', "-");
+    const OWNED: &[&str] = &[
+        "host",
+        "connection",
+        "upgrade",
+        "content-length",
+        "transfer-encoding",
+        "te",
+        "trailer",
+        "trailers",
+        "keep-alive",
+        "expect",
+        "http2-settings",
+        "forwarded",
+        "x-request-id",
+    ];
+    const FAMILIES: &[&str] = &["sec-websocket-", "x-forwarded-", "proxy-"];
+    OWNED.contains(&&*name) || FAMILIES.iter().any(|family| name.starts_with(family))
+}
+
+/// A piece of a header template, its `{env.NAME}` not yet read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    Text(Box<str>),
+    Id,
+    Route,
+    Attribute(Box<str>),
+    Env(Box<str>),
+}
+
+/// `Bearer {env.VENDOR_KEY}`, `{id}`, `{attributes.tenant}`.
+pub fn template(text: &str, with_env: bool) -> Parsed<Vec<Piece>> {
+    header_text(text)?;
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while let Some(open) = rest.find(['{', '}']) {
+        let (before, braces) = rest.split_at(open);
+        let inside = braces.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+        let (inside, after) =
+            inside.ok_or_else(|| Wrong::new("a { or } without its other half").hint(placeholders(with_env)))?;
+        if !before.is_empty() {
+            pieces.push(Piece::Text(before.into()));
+        }
+        pieces.push(placeholder(inside, with_env)?);
+        rest = after;
+    }
+    if !rest.is_empty() {
+        pieces.push(Piece::Text(rest.into()));
+    }
+    Ok(pieces)
+}
+
+fn placeholder(inside: &str, with_env: bool) -> Parsed<Piece> {
+    match inside.split_once('.') {
+        None if inside == "id" => Ok(Piece::Id),
+        None if inside == "route" => Ok(Piece::Route),
+        Some(("attributes", name)) if !name.is_empty() => Ok(Piece::Attribute(name.into())),
+        Some(("env", name)) if !name.is_empty() && with_env => Ok(Piece::Env(name.into())),
+        Some(("env", _)) if !with_env => {
+            Err(Wrong::new("{env.NAME} stands only in set_headers").hint(placeholders(false)))
+        }
+        _ => {
+            let wrong = Wrong::new("there is no such placeholder");
+            Err(match nearest(inside, ["id", "route"]) {
+                Some(near) => wrong.hint(format!("did you mean {{{near}}}?")),
+                None => wrong.hint(placeholders(with_env)),
+            })
+        }
+    }
+}
+
+fn placeholders(with_env: bool) -> &'static str {
+    if with_env {
+        "there are {id}, {route}, {attributes.NAME} and {env.NAME}"
+    } else {
+        "there are {id}, {route} and {attributes.NAME}"
+    }
+}
+
+/// A well-known way to put a credential into the list of subprotocols.
+pub fn preset(text: &str) -> Parsed<(Shape, Encoding)> {
+    const KNOWN: [&str; 4] = ["kubernetes", "openai", "deepgram", "bearer"];
+    Ok(match text {
+        "kubernetes" => (Shape::Prefix("base64url.bearer.authorization.k8s.io.".into()), Encoding::Base64Url),
+        "openai" => (Shape::Prefix("openai-insecure-api-key.".into()), Encoding::Raw),
+        "deepgram" => (Shape::Pair { marker: "token".into(), any_case: false }, Encoding::Raw),
+        "bearer" => (Shape::Pair { marker: "bearer".into(), any_case: true }, Encoding::Raw),
+        _ => {
+            let wrong = Wrong::new("there is no such preset");
+            return Err(match nearest(text, KNOWN) {
+                Some(near) => wrong.hint(format!("did you mean \"{near}\"?")),
+                None => wrong.hint("there are kubernetes, openai, deepgram and bearer"),
+            });
+        }
+    })
+}
+
+pub fn encoding(text: &str) -> Parsed<Encoding> {
+    match text {
+        "raw" => Ok(Encoding::Raw),
+        "base64url" => Ok(Encoding::Base64Url),
+        _ => Err(Wrong::new("there is no such encoding").hint("there are raw and base64url")),
+    }
+}
