@@ -12,13 +12,13 @@ use wsbouncer::server::{Server, signals};
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve(&args),
-        Command::Check(_) => ExitCode::FAILURE, // until its branch lands
-        Command::Key(command) => cli::key::run(&command),
         Command::Probe(args) => cli::probe::run(&args),
+        Command::Key(command) => cli::key::run(&command),
         Command::Demo(args) => {
             args.log.init();
             on_runtime(cli::demo::run(&args))
         }
+        Command::Check(args) => cli::check::run(&args.file),
     }
 }
 

@@ -163,24 +163,6 @@ fn nothing_is_written_that_must_not_be() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Every refusal a client can get has a place in the documentation that the answer's `type` leads to.
-#[test]
-fn every_reason_is_documented() {
-    let text = fs::read_to_string(root().join("docs/refusals.md")).unwrap();
-    let anchors: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
-    let reasons: BTreeSet<&str> = wsbouncer::denial::Reason::ALL.iter().map(|reason| reason.word()).collect();
-    assert!(reasons.len() >= 20);
-    let missing: Vec<_> = reasons.difference(&anchors).collect();
-    assert!(missing.is_empty(), "docs/refusals.md has no `## ...` for {missing:?}");
-    let stale: Vec<_> = anchors.iter().filter(|word| word.contains('_') && !reasons.contains(*word)).collect();
-    assert!(stale.is_empty(), "docs/refusals.md explains what does not exist: {stale:?}");
-    for reason in wsbouncer::denial::Reason::ALL {
-        let (_, section) = text.split_once(&format!("\n## {}\n", reason.word())).unwrap();
-        let status = reason.status().as_u16().to_string();
-        assert!(section.trim_start().starts_with(&format!("**{status}**")), "{}: not told as {status}", reason.word());
-    }
-}
-
 // What reads the tables.
 
 fn root() -> PathBuf {

@@ -1,5 +1,6 @@
 //! The command line: what may be typed, and the help that explains it. One file a command; `serve` is `main` itself.
 
+pub mod check;
 pub mod demo;
 mod echo;
 pub mod key;

@@ -90,32 +90,40 @@ class Scope {
     return directory;
   }
 
-  /** Starts a program. Its lines are collected; it is killed when the scenario ends. */
+  /** Starts a program. Its lines are kept; it is killed when the scenario ends. */
   start(command, args, options = {}) {
     const child = spawn(command, args, options);
     running.add(child);
-    const program = { child, stdout: new Arrivals(), stderr: new Arrivals() };
-    eachLine(child.stdout, (line) => program.stdout.push(line));
-    eachLine(child.stderr, (line) => program.stderr.push(line));
-    program.ended = new Promise((resolve, reject) => {
+    const lines = new Arrivals(); // of both streams
+    const stdout = [];
+    eachLine(child.stdout, (line) => stdout.push(line) && lines.push(line));
+    eachLine(child.stderr, (line) => lines.push(line));
+    const ended = new Promise((resolve, reject) => {
       child.on('error', reject);
-      child.on('close', (code, signal) => resolve({ code, signal }));
+      child.on('close', (code, signal) => resolve(code ?? signal));
     }).finally(() => running.delete(child));
-    program.ended.catch(() => {}); // whoever waits for it sees the error
+    ended.catch(() => {}); // whoever waits for it sees the error
     this.defer(async () => {
       child.kill('SIGKILL');
-      await program.ended.catch(() => {});
+      await ended.catch(() => {});
     });
-    return program;
+    /** Waits for a line like this one; a program that ends without saying it has failed. */
+    const says = (pattern) => Promise.race([
+      lines.find((line) => pattern.test(line), `${path.basename(command)} says ${pattern}`),
+      ended.then((how) => {
+        throw new Error(`${path.basename(command)} ended with ${how} and said: ${lines.items.join('\n')}`);
+      }),
+    ]);
+    return { child, lines, stdout, ended, says };
   }
 
   /** Runs a program to its end and returns its stdout; anything but exit code 0 is an error. */
   async run(command, args, options) {
     const program = this.start(command, args, options);
     program.child.stdin.end();
-    const { code } = await within(program.ended, command);
-    if (code !== 0) throw new Error(`${command} ended with ${code}: ${program.stderr.items.join('\n')}`);
-    return program.stdout.items.join('\n');
+    const how = await within(program.ended, command);
+    if (how !== 0) throw new Error(`${command} ended with ${how}: ${program.lines.items.join('\n')}`);
+    return program.stdout.join('\n');
   }
 
   /** Starts wsbouncer with this YAML (listen and admin are added) and waits until it listens. */
@@ -213,11 +221,7 @@ class Gate {
   }
 
   async listening() {
-    const early = this.#program.ended.then(({ code }) => {
-      throw new Error(`wsbouncer ended with ${code} before it listened: ${this.#program.stderr.items.join('\n')}`);
-    });
-    this.address = (await Promise.race([this.logged('listening'), early])).listen;
-    early.catch(() => {}); // later on, `inspect` looks
+    this.address = JSON.parse(await this.#program.says(/"message":"listening"/)).listen;
   }
 
   ws(target) {
@@ -241,7 +245,7 @@ class Gate {
   inspect() {
     assert.equal(this.#program.child.exitCode ?? this.#program.child.signalCode, null, 'wsbouncer is running');
     assert.deepEqual(this.#garbage, [], 'stderr is JSON lines and nothing else');
-    const leaks = this.#program.stderr.items.filter((line) => keys.some((key) => line.includes(key)));
+    const leaks = this.#program.lines.items.filter((line) => keys.some((key) => line.includes(key)));
     assert.deepEqual(leaks, [], 'no log line holds a key');
   }
 }

@@ -10,28 +10,28 @@ const environment = { ...process.env, PATH: `${path.join(cache, 'node_modules', 
 
 module.exports = async ({ scope, check }) => {
   const demo = scope.start(process.env.WSBOUNCER, ['demo', '--listen', '127.0.0.1:0']);
-  const printed = (what, pattern) => demo.stdout.find((line) => pattern.test(line), what).then((line) => line.trim());
+  const printed = async (pattern) => (await demo.says(pattern)).trim();
 
   // script(1) gives the line a terminal: what programs print, and when, depends on having one.
   const terminal = (line) => scope.start('script', ['-qfec', line, '/dev/null'], { cwd: cache, env: environment });
 
   await check('the curl line gets a 101', async () => {
-    const line = await printed('a curl line', /^\s*curl /);
-    await terminal(line).stdout.find((text) => /^HTTP\/1\.1 101 /.test(text), '101');
+    const line = await printed(/^\s*curl /);
+    await terminal(line).says(/^HTTP\/1\.1 101 /);
     return line;
   });
 
   await check('the wscat line echoes what is typed', async () => {
-    const line = await printed('a wscat line', /^\s*(npx )?wscat /);
+    const line = await printed(/^\s*(npx )?wscat /);
     const wscat = terminal(line);
-    await wscat.stdout.find((text) => text.includes('Connected'), 'Connected');
+    await wscat.says(/Connected/);
     wscat.child.stdin.write('typed by a person\n');
-    await wscat.stdout.find((text) => text.includes('< typed by a person'), 'the echo');
+    await wscat.says(/< typed by a person/);
     return line;
   });
 
   await check('the JavaScript line opens and echoes in a browser', async () => {
-    const line = await printed('a JavaScript line', /new WebSocket\(/);
+    const line = await printed(/new WebSocket\(/);
     const page = await scope.page();
     const frames = new Arrivals();
     page.on('websocket', (ws) => {

@@ -22,8 +22,7 @@ socket_domain ipv4
 protocol websockets
 allow_anonymous true
 `);
-  const broker = scope.start('/usr/sbin/mosquitto', ['-c', config]);
-  await broker.stderr.find((line) => /mosquitto version .* running/.test(line), 'mosquitto runs');
+  await scope.start('/usr/sbin/mosquitto', ['-c', config]).says(/mosquitto version .* running/);
   return `ws://127.0.0.1:${port}`;
 }
 

@@ -1,0 +1,133 @@
+//! What the documents say is true: their YAML loads, their links lead somewhere, and every refusal is explained.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use wsbouncer::denial::Reason;
+
+const DOCUMENTS: [&str; 3] = ["README.md", "CHANGELOG.md", "docs/refusals.md"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// The fenced blocks of one language, without the indentation that they have in a list.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim_start() == format!("```{language}") {
+            let indent = line.len() - line.trim_start().len();
+            let inside = lines.by_ref().take_while(|line| line.trim() != "```");
+            blocks.push(inside.map(|line| line.get(indent..).unwrap_or("").to_owned() + "\n").collect());
+        }
+    }
+    blocks
+}
+
+/// A part of a file becomes a file by what it leaves out.
+fn completed(yaml: &str) -> String {
+    let has = |field: &str| yaml.lines().any(|line| line.starts_with(field));
+    let mut whole = yaml.to_owned();
+    if !has("listen:") {
+        whole.push_str("listen: 127.0.0.1:0\n");
+    }
+    if !has("upstream:") && !has("routes:") {
+        whole.push_str("upstream: ws://127.0.0.1:9000\n");
+    }
+    if !has("keys:") {
+        let digest = "52".repeat(32);
+        whole.push_str(&format!("keys: [{{ id: any, secrets: [{{ sha256: \"{digest}\" }}] }}]\n"));
+    }
+    whole
+}
+
+#[test]
+fn the_yaml_of_the_readme_loads() {
+    let examples = blocks(&read("README.md"), "yaml");
+    assert!(examples.len() >= 5, "only {} YAML blocks seen", examples.len());
+    let scratch = tempfile::tempdir().unwrap();
+    for example in examples {
+        let file = scratch.path().join("wsbouncer.yaml");
+        fs::write(&file, completed(&example)).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_wsbouncer")).arg("check").arg(&file).output().unwrap();
+        let says = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && says.is_empty(), "{example}\n{says}");
+    }
+}
+
+/// The file that the first screen explains is the example that is shipped.
+#[test]
+fn the_first_file_of_the_readme_is_the_example() {
+    let first = blocks(&read("README.md"), "yaml").remove(0);
+    let example = read("config/example.yaml");
+    let without_comments = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(|line| line.split(" #").next().unwrap_or_default().trim_end().to_owned());
+        lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+    };
+    assert_eq!(without_comments(&first), without_comments(&example));
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut seen = 0;
+    for document in DOCUMENTS {
+        let text = read(document);
+        let folder = Path::new(document).parent().unwrap().to_owned();
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap();
+            if target.starts_with("https://") {
+                continue;
+            }
+            seen += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = if file.is_empty() { root().join(document) } else { root().join(&folder).join(file) };
+            assert!(path.exists(), "{document}: {target}: no such file");
+            if !anchor.is_empty() {
+                assert!(anchors(&path).contains(anchor), "{document}: {target}: no such heading");
+            }
+        }
+    }
+    assert!(seen >= 20, "only {seen} links seen");
+}
+
+/// Headings as they are linked to: lower case, blanks as dashes, punctuation gone.
+fn anchors(path: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(path).unwrap();
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    headings
+        .map(|heading| {
+            let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
+            kept.map(|letter| if letter == ' ' { '-' } else { letter.to_ascii_lowercase() }).collect()
+        })
+        .collect()
+}
+
+/// The `type` of a refusal leads to its heading; README's table has it too; both say its status.
+#[test]
+fn every_reason_is_explained() {
+    let (readme, text) = (read("README.md"), read("docs/refusals.md"));
+    let headings: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert!(Reason::ALL.len() >= 20);
+    for reason in Reason::ALL {
+        let (word, status) = (reason.word(), reason.status().as_u16());
+        let section = text.split_once(&format!("\n## {word}\n")).map(|(_, section)| section.trim_start());
+        assert!(
+            section.is_some_and(|it| it.starts_with(&format!("**{status}**"))),
+            "docs/refusals.md: {word} {status}"
+        );
+        let row = format!("| {status} | [`{word}`](docs/refusals.md#{word}) |");
+        assert!(readme.contains(&row), "README.md has no row {row}");
+    }
+    let known: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+    let stale: Vec<_> = headings.difference(&known).collect();
+    assert!(stale.is_empty(), "docs/refusals.md explains what does not exist: {stale:?}");
+}

@@ -1,0 +1,19 @@
+//! wsbouncer from outside: the built binary, real sockets, raw bytes, and a foreign WebSocket implementation.
+
+#![expect(unreachable_pub, reason = "to a test binary everything is its own")]
+#![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
+
+mod support;
+
+mod admin;
+mod auth;
+mod cli;
+mod drain;
+mod handshake;
+mod hostile;
+mod limits;
+mod logs;
+mod relay;
+mod reload;
+mod subprotocol;
+mod upstream;

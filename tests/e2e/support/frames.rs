@@ -1,0 +1,77 @@
+//! RFC 6455 frames, written by hand so that tests can place every byte.
+
+/// A frame with a fixed mask, as clients send it.
+pub fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
+    let mut frame = header(0x80 | opcode, payload.len(), 0x80);
+    frame.extend(MASK);
+    frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+/// A frame without a mask, as servers send it.
+pub fn plain(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = header(0x80 | opcode, payload.len(), 0);
+    frame.extend(payload);
+    frame
+}
+
+/// Only the header of a frame from a server, for a payload that comes later.
+pub fn plain_header(opcode: u8, length: usize) -> Vec<u8> {
+    header(0x80 | opcode, length, 0)
+}
+
+pub fn text(payload: &str) -> Vec<u8> {
+    masked(1, payload.as_bytes())
+}
+
+pub fn close(code: u16) -> Vec<u8> {
+    masked(8, &code.to_be_bytes())
+}
+
+fn header(first: u8, length: usize, mask: u8) -> Vec<u8> {
+    let mut header = vec![first];
+    match length {
+        0..126 => header.push(mask | u8::try_from(length).unwrap()),
+        126..65536 => {
+            header.push(mask | 126);
+            header.extend(u16::try_from(length).unwrap().to_be_bytes());
+        }
+        _ => {
+            header.push(mask | 127);
+            header.extend((length as u64).to_be_bytes());
+        }
+    }
+    header
+}
+
+/// One frame, unmasked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub opcode: u8,
+    pub masked: bool,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    #[track_caller]
+    pub fn read(mut take: impl FnMut(usize) -> Vec<u8>) -> Self {
+        let start = take(2);
+        let masked = start[1] & 0x80 != 0;
+        let length = match start[1] & 0x7f {
+            126 => u64::from(u16::from_be_bytes(take(2).try_into().unwrap())),
+            127 => u64::from_be_bytes(take(8).try_into().unwrap()),
+            short => u64::from(short),
+        };
+        let mask = if masked { take(4) } else { vec![0; 4] };
+        let payload = take(usize::try_from(length).unwrap());
+        let payload = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+        Self { opcode: start[0] & 0x0f, masked, payload }
+    }
+
+    /// Code and reason, if it is a Close.
+    pub fn close(&self) -> Option<(u16, String)> {
+        let (code, reason) = self.payload.split_first_chunk::<2>()?;
+        (self.opcode == 8).then(|| (u16::from_be_bytes(*code), String::from_utf8_lossy(reason).into_owned()))
+    }
+}

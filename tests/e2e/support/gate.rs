@@ -1,0 +1,478 @@
+//! The built binary under test: started on port 0 with a file in a directory of its own, its log read line by line.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::client::{Request, WS_ACCEPT, plain_get};
+use super::head::{Answer, status};
+use super::metrics::Metrics;
+use super::wait::{eventually, eventually_some};
+use super::wire::Wire;
+
+/// How to start the binary.
+pub struct Setup {
+    yaml: String,
+    files: Vec<(String, String)>,
+    env: Vec<(String, String)>,
+    level: &'static str,
+    format: &'static str,
+    before: &'static str,
+}
+
+/// A file; `listen` and `admin` on free ports are added where it does not say.
+pub fn config(yaml: &str) -> Setup {
+    Setup { yaml: yaml.to_owned(), files: Vec::new(), env: Vec::new(), level: "debug", format: "json", before: "" }
+}
+
+fn complete(yaml: &str) -> String {
+    let mut whole = String::new();
+    for field in ["listen", "admin"] {
+        if !yaml.lines().any(|line| line.starts_with(&format!("{field}:"))) {
+            whole += &format!("{field}: 127.0.0.1:0\n");
+        }
+    }
+    whole + yaml
+}
+
+impl Setup {
+    /// A file beside the main one.
+    #[must_use]
+    pub fn file(mut self, name: &str, content: &str) -> Self {
+        self.files.push((name.to_owned(), content.to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn level(self, level: &'static str) -> Self {
+        Self { level, ..self }
+    }
+
+    #[must_use]
+    pub fn human(self) -> Self {
+        Self { format: "human", ..self }
+    }
+
+    /// A shell command that comes first, such as `ulimit -n 64`.
+    #[must_use]
+    pub fn after(self, command: &'static str) -> Self {
+        Self { before: command, ..self }
+    }
+
+    #[track_caller]
+    pub fn start(self) -> Gate {
+        let dir = TempDir::new().unwrap();
+        for (name, content) in &self.files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let file = dir.path().join("wsbouncer.yaml");
+        fs::write(&file, complete(&self.yaml)).unwrap();
+        let mut child = self
+            .command()
+            .args(["serve", "--log-format", self.format, "--log-level", self.level, "--config"])
+            .arg(&file)
+            .envs(self.env)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Log::default());
+        log.follow(child.stderr.take().unwrap(), |log| &log.err);
+        log.follow(child.stdout.take().unwrap(), |log| &log.out);
+        let mut gate = Gate { child: Some(child), log, dir, file, addr: unset(), admin: unset() };
+        gate.wait_until_listening();
+        gate
+    }
+
+    fn command(&self) -> Command {
+        const BINARY: &str = env!("CARGO_BIN_EXE_wsbouncer");
+        if self.before.is_empty() {
+            return Command::new(BINARY);
+        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{}; exec \"$0\" \"$@\"", self.before), BINARY]);
+        shell
+    }
+}
+
+fn unset() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 0))
+}
+
+#[derive(Default)]
+struct Log {
+    err: Mutex<Vec<String>>,
+    out: Mutex<Vec<String>>,
+}
+
+impl Log {
+    fn follow(self: &Arc<Self>, from: impl Read + Send + 'static, to: fn(&Self) -> &Mutex<Vec<String>>) {
+        let log = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+                to(&log).lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+    }
+}
+
+/// One line of the JSON log.
+#[derive(Debug, Clone)]
+pub struct LogLine(Value);
+
+impl LogLine {
+    pub fn is(&self, message: &str) -> bool {
+        self.0["message"] == message
+    }
+
+    /// A field as text; empty where there is none.
+    pub fn get(&self, field: &str) -> String {
+        match &self.0[field] {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        }
+    }
+
+    #[track_caller]
+    pub fn number(&self, field: &str) -> u64 {
+        self.get(field).parse().unwrap_or_else(|_| panic!("{field} is no number in {}", self.0))
+    }
+}
+
+pub struct Gate {
+    child: Option<Child>,
+    log: Arc<Log>,
+    dir: TempDir,
+    file: PathBuf,
+    /// Where clients connect.
+    pub addr: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Gate {
+    #[track_caller]
+    pub fn start(yaml: &str) -> Self {
+        config(yaml).start()
+    }
+
+    #[track_caller]
+    fn wait_until_listening(&mut self) {
+        let line = eventually_some("the binary listens", || {
+            if let Some(code) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
+                eventually("the log ends", || Arc::strong_count(&self.log) == 1);
+                panic!("the binary ended with {code}: {}", self.raw_log());
+            }
+            self.err_lines().into_iter().find(|line| line.contains("listening"))
+        });
+        let address = |field: &str| {
+            let json: Option<Value> = serde_json::from_str(&line).ok();
+            let value = json.map_or_else(
+                || line.split(&format!("{field}=")).nth(1).map(|rest| rest.trim_start_matches('"').to_owned()),
+                |json| json[field].as_str().map(str::to_owned),
+            );
+            let end = |c: char| c == ',' || c == '"' || c.is_whitespace();
+            value.and_then(|text| text.split(end).next().and_then(|text| text.parse().ok()))
+        };
+        self.addr = address("listen").unwrap_or_else(|| panic!("no listen address in {line}"));
+        self.admin = address("admin").unwrap_or_else(unset);
+    }
+
+    // ---- talking to it
+
+    #[track_caller]
+    pub fn connect(&self) -> Wire {
+        Wire::connect(self.addr)
+    }
+
+    /// Connects and sends.
+    #[track_caller]
+    pub fn send(&self, bytes: impl Into<Vec<u8>>) -> Wire {
+        let mut wire = self.connect();
+        wire.send(bytes.into());
+        wire
+    }
+
+    /// One request and its whole answer.
+    #[track_caller]
+    pub fn ask(&self, bytes: impl Into<Vec<u8>>) -> Answer {
+        self.send(bytes).read_answer()
+    }
+
+    /// Only the status of the answer; what was opened is closed again.
+    #[track_caller]
+    pub fn ask_status(&self, bytes: impl Into<Vec<u8>>) -> u16 {
+        status(&self.send(bytes).read_head())
+    }
+
+    /// A handshake that succeeds; the 101 is checked.
+    #[track_caller]
+    pub fn open(&self, request: impl Into<Vec<u8>>) -> Wire {
+        self.send(request).opened().0
+    }
+
+    /// A request that is refused: the answer, the log line and the metric must all say the same.
+    #[track_caller]
+    pub fn refuses(&self, request: impl Into<Vec<u8>>, status: u16, reason: &str) -> Answer {
+        let count = || self.metric("wsbouncer_refusals_total", &[("reason", reason)]);
+        let before = count();
+        let answer = self.ask(request);
+        self.check_refusal(&answer, status, reason);
+        let after = eventually_some("the refusal is counted", || Some(count()).filter(|after| *after > before));
+        assert_eq!(after, before + 1.0, "one refusal counts once");
+        answer
+    }
+
+    /// What every refusal looks like in the answer and in the log.
+    #[track_caller]
+    pub fn check_refusal(&self, answer: &Answer, status: u16, reason: &str) -> LogLine {
+        assert_eq!((answer.status(), &*answer.field("reason")), (status, reason), "{}", answer.text());
+        assert_eq!(answer.head.get("Content-Type"), Some("application/problem+json"));
+        let connection = answer.head.get("Connection").unwrap_or_default().to_ascii_lowercase();
+        assert!(connection.split(',').any(|token| token.trim() == "close"), "{:?}", answer.head);
+        let body = answer.json();
+        assert_eq!(body["status"], status);
+        for field in ["type", "title", "detail"] {
+            assert!(!answer.field(field).is_empty(), "{field} in {body}");
+        }
+        let id = answer.field("request_id");
+        assert_eq!(answer.head.get("X-Request-Id"), Some(&*id));
+        let line = self.log_line(|line| line.is("refused") && line.get("id") == id);
+        assert_eq!((line.get("reason").as_str(), line.get("status")), (reason, status.to_string()), "{line:?}");
+        let lines = self.log_lines(|line| line.is("refused") && line.get("id") == id);
+        assert_eq!(lines.len(), 1, "exactly one line for one refusal: {lines:?}");
+        line
+    }
+
+    /// A request that the gate answers for the upstream: nothing of it reached the upstream.
+    #[track_caller]
+    pub fn refuses_before(
+        &self,
+        backend: &super::Backend,
+        request: impl Into<Vec<u8>>,
+        status: u16,
+        reason: &str,
+    ) -> Answer {
+        let before = backend.accepted();
+        let answer = self.refuses(request, status, reason);
+        assert_eq!(backend.accepted(), before, "the upstream was dialled for {reason}");
+        answer
+    }
+
+    // ---- admin
+
+    #[track_caller]
+    pub fn admin(&self, method: &str, path: &str) -> Answer {
+        let request = plain_get(path).first_line(&format!("{method} {path} HTTP/1.1"));
+        self.ask_admin(&request.host(&self.admin.to_string()).with("Connection", "close").with("Content-Length", "0"))
+    }
+
+    #[track_caller]
+    pub fn ask_admin(&self, request: &Request) -> Answer {
+        let mut wire = Wire::connect(self.admin);
+        wire.send(request.bytes());
+        let head = wire.read_head();
+        let (body, _) = wire.read_to_close();
+        let body = if head.has("Transfer-Encoding") { super::head::unchunked(body) } else { body };
+        Answer { head, body }
+    }
+
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.admin("GET", "/metrics").text())
+    }
+
+    #[track_caller]
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().get(name, labels)
+    }
+
+    #[track_caller]
+    pub fn ready(&self) -> Answer {
+        self.admin("GET", "/readyz")
+    }
+
+    /// What `/connections` lists.
+    #[track_caller]
+    pub fn connections(&self) -> Vec<Value> {
+        let answer = self.admin("GET", "/connections").json();
+        answer["connections"].as_array().unwrap_or_else(|| panic!("no list in {answer}")).clone()
+    }
+
+    #[track_caller]
+    pub fn wait_for_open(&self, count: usize) {
+        eventually("so many tunnels are open", || self.connections().len() == count);
+    }
+
+    // ---- log
+
+    pub fn err_lines(&self) -> Vec<String> {
+        self.log.err.lock().unwrap().clone()
+    }
+
+    pub fn out_lines(&self) -> Vec<String> {
+        self.log.out.lock().unwrap().clone()
+    }
+
+    pub fn raw_log(&self) -> String {
+        self.err_lines().join("\n")
+    }
+
+    /// All lines so far that fit. Everything on stderr has to be JSON.
+    #[track_caller]
+    pub fn log_lines(&self, fits: impl Fn(&LogLine) -> bool) -> Vec<LogLine> {
+        let parse = |line: &String| {
+            let value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            LogLine(value)
+        };
+        self.err_lines().iter().map(parse).filter(|line| fits(line)).collect()
+    }
+
+    /// The first line that fits, waited for.
+    #[track_caller]
+    pub fn log_line(&self, fits: impl Fn(&LogLine) -> bool) -> LogLine {
+        eventually_some("the log line appears", || self.log_lines(&fits).into_iter().next())
+    }
+
+    /// The line of the tunnel that closed for this cause.
+    #[track_caller]
+    pub fn closed(&self, cause: &str) -> LogLine {
+        self.log_line(|line| line.is("tunnel closed") && line.get("cause") == cause)
+    }
+
+    // ---- its files
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("still running").id()
+    }
+
+    /// The file as it is now.
+    pub fn yaml(&self) -> String {
+        fs::read_to_string(&self.file).unwrap()
+    }
+
+    /// What `config` would write: listeners included, so that an edit does not change them.
+    pub fn complete(&self, yaml: &str) -> String {
+        complete(yaml)
+    }
+
+    /// Replaces a file as careful editors do, by a rename.
+    #[track_caller]
+    pub fn replace(&self, name: &str, content: &str) {
+        let new = self.dir().join(format!(".{name}.new"));
+        fs::write(&new, content).unwrap();
+        fs::rename(new, self.dir().join(name)).unwrap();
+    }
+
+    /// New rules, and the reload seen.
+    #[track_caller]
+    pub fn edit_config(&self, yaml: &str) {
+        self.reloads(|| self.replace("wsbouncer.yaml", &complete(yaml)));
+    }
+
+    /// Runs a change and waits until it was loaded.
+    #[track_caller]
+    pub fn reloads(&self, change: impl FnOnce()) -> LogLine {
+        self.next_line("reloaded", change)
+    }
+
+    /// Runs a change and waits until it was found to be bad.
+    #[track_caller]
+    pub fn fails_to_reload(&self, change: impl FnOnce()) -> LogLine {
+        self.next_line("reload failed", change)
+    }
+
+    /// The first line with this message that comes after the change.
+    #[track_caller]
+    pub fn next_line(&self, message: &str, change: impl FnOnce()) -> LogLine {
+        let before = self.log_lines(|line| line.is(message)).len();
+        change();
+        eventually_some(message, || self.log_lines(|line| line.is(message)).into_iter().nth(before))
+    }
+
+    // ---- its life
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn exit(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("still running");
+        eventually_some("the binary ends", || child.try_wait().unwrap())
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Memory that it holds, in bytes.
+    pub fn resident(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+
+    /// Nothing ever panics in it, and it is still there.
+    #[track_caller]
+    pub fn is_well(&mut self) {
+        assert!(self.is_running());
+        assert!(!self.raw_log().contains("panicked"), "{}", self.raw_log());
+        assert_eq!(self.admin("GET", "/healthz").status(), 200);
+    }
+}
+
+impl Wire {
+    /// The 101 that has to come now.
+    #[track_caller]
+    pub fn opened(mut self) -> (Self, super::head::Head) {
+        let head = self.read_head();
+        if status(&head) != 101 {
+            panic!("not opened: {} {}", head.text(), String::from_utf8_lossy(&self.read_to_close().0));
+        }
+        assert_eq!(head.get("Upgrade").map(str::to_ascii_lowercase).as_deref(), Some("websocket"));
+        assert_eq!(head.get("Connection").map(str::to_ascii_lowercase).as_deref(), Some("upgrade"));
+        assert_eq!(head.get("Sec-WebSocket-Accept"), Some(WS_ACCEPT));
+        (self, head)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if thread::panicking() {
+            // Stdout, because the test harness shows it together with the failure.
+            println!("---- file\n{}\n---- log\n{}", self.yaml(), self.raw_log());
+        }
+    }
+}
