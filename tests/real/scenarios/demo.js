@@ -22,7 +22,7 @@ module.exports = async ({ scope, check }) => {
   });
 
   await check('the wscat line echoes what is typed', async () => {
-    const line = await printed(/^\s*(npx )?wscat /);
+    const line = await printed(/^\s*npx -y wscat /);
     const wscat = terminal(line);
     await wscat.says(/Connected/);
     wscat.child.stdin.write('typed by a person\n');
@@ -32,7 +32,9 @@ module.exports = async ({ scope, check }) => {
 
   await check('the JavaScript line opens and echoes in a browser', async () => {
     const line = await printed(/new WebSocket\(/);
+    const [where] = (await printed(/^In a browser: open /)).match(/http:[^ ,]+/);
     const page = await scope.page();
+    await page.goto(where);
     const frames = new Arrivals();
     page.on('websocket', (ws) => {
       ws.on('framesent', ({ payload }) => frames.push({ sent: payload }));
