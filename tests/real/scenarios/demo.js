@@ -2,6 +2,7 @@
 // `wsbouncer demo` prints lines to paste. They are taken off the screen and run as they stand.
 
 const assert = require('node:assert/strict');
+const fs = require('node:fs');
 const path = require('node:path');
 const { Arrivals } = require('../support');
 
@@ -46,5 +47,11 @@ module.exports = async ({ scope, check }) => {
     return line;
   });
 
-  await check('demo is still up', () => assert.equal(demo.child.exitCode, null));
+  await check('Ctrl-C ends it, and nothing is left', async () => {
+    const [file] = (await printed(/^\s*file /)).match(/\/.*/);
+    assert.ok(fs.existsSync(file));
+    demo.child.kill('SIGINT');
+    assert.equal(await demo.ended, 0);
+    assert.ok(!fs.existsSync(path.dirname(file)));
+  });
 };
