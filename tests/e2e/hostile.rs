@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::wire::show;
 use crate::support::{Backend, Gate, KEY, Wire, alice, config, eventually, small, ws};
 
 /// A small generator that gives the same bytes everywhere (Knuth's constants).
@@ -85,6 +86,11 @@ fn hostile_head(dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
+/// Status lines in it; the word may stand in a body too.
+fn answers_in(bytes: &[u8]) -> usize {
+    String::from_utf8_lossy(bytes).lines().filter(|line| line.starts_with("HTTP/1.1 ")).count()
+}
+
 #[test]
 fn of_ten_thousand_random_heads_none_gets_through() {
     const HEADS: usize = 10_000;
@@ -105,7 +111,7 @@ fn of_ten_thousand_random_heads_none_gets_through() {
                     let shown = String::from_utf8_lossy(&answer);
                     let context = || format!("seed {seed}, round {round}: {:?}", String::from_utf8_lossy(&bytes));
                     assert!(answer.is_empty() || shown.starts_with("HTTP/1.1 4"), "{shown} for {}", context());
-                    assert!(shown.matches("HTTP/1.1 ").count() <= 1, "{shown} for {}", context());
+                    assert!(answers_in(&answer) <= 1, "{shown} for {}", context());
                 }
             });
         }
@@ -135,7 +141,7 @@ fn mutations_of_a_valid_handshake_with_a_key_never_confuse_two_requests() {
         client.shutdown_write();
         let (answer, _) = client.read_to_close();
         assert!(backend.accepted() <= before + 1);
-        assert!(String::from_utf8_lossy(&answer).matches("HTTP/1.1 ").count() <= 1);
+        assert!(answers_in(&answer) <= 1, "{}", show(&answer));
     }
     for head in backend.heads() {
         assert!(!head.text().contains(KEY));
