@@ -131,7 +131,7 @@ impl Reloader {
     fn take(&mut self, loaded: Result<Config, Faulty>, asked: bool) {
         let config = match loaded {
             Ok(config) => config,
-            Err(faulty) => return self.refuse(faulty, asked),
+            Err(faulty) => return self.refuse(faulty),
         };
         let is_new = config.sources.digest() != self.proxy.rules.load().fingerprint;
         self.watcher.follow(&config.sources);
@@ -156,15 +156,12 @@ impl Reloader {
         info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");
     }
 
-    fn refuse(&mut self, faulty: Faulty, asked: bool) {
+    fn refuse(&mut self, faulty: Faulty) {
         if let Some(sources) = faulty.sources {
             self.watcher.follow(&sources);
             self.sources = sources;
         }
         let before = self.current_status();
-        if !asked && before.error.as_deref() == Some(&*faulty.text) {
-            return; // said already
-        }
         self.proxy.metrics.reload_failed();
         // The rules stay as they were.
         error!(problems = faulty.count, error = faulty.text, "reload failed");
