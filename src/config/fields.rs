@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::problem::{Faults, Path, Wrong, nearest};
+use super::problem::{Faults, HIDDEN, Path, Wrong, nearest};
 use super::schema::{Field, Section};
 use super::value;
 use super::yaml::Node;
@@ -249,9 +249,6 @@ fn unknown(name: &str, index: usize, again: bool, section: &Section, at: &Path<'
     };
     faults.name(&path, wrong);
 }
-
-/// Stands for a name that is not shown.
-pub const HIDDEN: &str = "(hidden)";
 
 fn examples(section: &Section) -> String {
     let names: Vec<&str> = section.fields.iter().map(|field| field.name).collect();

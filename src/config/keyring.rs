@@ -193,7 +193,8 @@ fn digests(
             From::Plain(plain) => {
                 let wrong = Wrong::new(format!("the key \"{}\" has its secret in plain text", key.id));
                 let wrong = wrong.hint("write its sha256 instead; wsbouncer key hash makes it");
-                at_secret(path, key.shorthand, secret, |path| warnings.value(path, wrong.clone()));
+                let place = if key.shorthand { path.field("secret") } else { item.field("plain") };
+                warnings.value(&place, wrong);
                 Ok(plain.digest())
             }
             From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),

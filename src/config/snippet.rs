@@ -2,7 +2,7 @@
 //! when a line holds anything that is not understood, none of it is.
 
 use super::locate::{Body, Extent, Tree};
-use super::problem::FileId;
+use super::problem::{FileId, is_name};
 use super::schema::{self, Below};
 
 /// A line that may be shown, and what in it is meant.
@@ -31,7 +31,7 @@ impl Section {
     /// What the root of a text is.
     pub fn of(tree: &Tree, file: FileId, is_keys: bool) -> Self {
         if file == FileId(0) {
-            return Self { below: &FILE, shown: true, private: false };
+            return Self { below: &FILE, shown: false, private: false };
         }
         let below = if is_keys || matches!(tree.body, Body::List(_)) { &KEYS } else { &KEY_FILE };
         Self { below, shown: false, private: true }
@@ -75,7 +75,7 @@ fn collect(tree: &Tree, section: Section, line: usize, marks: &mut Vec<Mark>) ->
         Body::List(list) => list.iter().all(|item| collect(item, section, line, marks)),
         Body::Map(map) => map.iter().all(|entry| {
             let (name_shown, below) = entry_of(&entry.name, section);
-            add(entry.name_at, name_shown && is_harmless(&entry.name, false), line, marks)
+            add(entry.name_at, name_shown && is_name(&entry.name), line, marks)
                 && collect(&entry.value, below, line, marks)
         }),
     }
