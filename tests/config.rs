@@ -78,23 +78,23 @@ fn no_slip_shows_a_secret() {
     let keys_text =
         "- id: c\n  secret: canary-d\n- { id: d, secrets: [{ plain: \"canary-e\" }, { plain: 'canary-f' }] }\n";
     let (mut seen, mut bad) = (0, 0);
+    fs::write(&keys, keys_text).unwrap();
     for (path, text) in [(&main, main_text), (&keys, keys_text)] {
+        fs::write(&main, main_text).unwrap();
         for at in 0..=text.len() {
             for slip in [
                 "", " ", "\n", "\t", ":", ": ", "-", "- ", "\"", "'", "[", "}", "#", " #", ",", "&", "*", "!", "|",
                 "x", "\u{7}", "\u{fc}",
             ] {
-                fs::write(&main, main_text).unwrap();
-                fs::write(&keys, keys_text).unwrap();
                 // The empty slip takes a letter away, the others put one in.
                 let rest = if slip.is_empty() { text.get(at + 1..).unwrap_or_default() } else { &text[at..] };
                 fs::write(path, format!("{}{slip}{rest}", &text[..at])).unwrap();
                 seen += 1;
                 let says = match config::load(&main) {
-                    Ok(config) => format!("{0}\n{0:?}", config.warnings),
+                    Ok(config) => config.warnings.to_string(),
                     Err(problems) => {
                         bad += 1;
-                        format!("{problems}\n{problems:?}")
+                        problems.to_string()
                     }
                 };
                 // Taking a letter away from the canary itself leaves enough of it to be seen.
@@ -163,19 +163,19 @@ fn faults_of_a_long_key_file_are_where_they_are() {
     fs::write(&path, "listen: 127.0.0.1:0\nupstream: ws://127.0.0.1:9\nkey_files: [keys.yaml]\n").unwrap();
     for (head, before) in [("", 0), ("keys:\n", 1)] {
         let mut text = String::from(head);
-        for number in 0..20_000 {
+        for number in 0..6_000 {
             text += &format!("- id: key-{number}\n  secrets: [{{ plain: secret-{number} }}]\n");
         }
         fs::write(&keys, &text).unwrap();
-        assert_eq!(good(&path).rules.keys.len(), 20_000);
-        let text = text.replace("id: key-15000\n", "id: key-7\n").replace("secret-19000 ", "secret-3 ");
+        assert_eq!(good(&path).rules.keys.len(), 6_000);
+        let text = text.replace("id: key-5000\n", "id: key-7\n").replace("secret-5900 ", "secret-3 ");
         fs::write(&keys, text).unwrap();
         let says = problems(&path).to_string();
         let file = keys.display();
         for expected in [
-            format!("{file}:{}:7: keys[15000].id: two keys have the id \"key-7\"", before + 30_001),
+            format!("{file}:{}:7: keys[5000].id: two keys have the id \"key-7\"", before + 10_001),
             format!("the other one is at {file}:{}", before + 15),
-            format!("{file}:{}:13: keys[19000].secrets[0]: the key \"key-3\" has this secret too", before + 38_002),
+            format!("{file}:{}:13: keys[5900].secrets[0]: the key \"key-3\" has this secret too", before + 11_802),
         ] {
             assert!(says.contains(&expected), "{expected}\n{says}");
         }

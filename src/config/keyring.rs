@@ -221,10 +221,10 @@ fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
 
 fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
     let path = outside.base.join(name);
-    let relative = path.as_os_str() != name;
     let bytes = outside.reader.read(&path, MAX_SECRET_FILE).map_err(|wrong| {
         let hint = format!("relative paths start at the directory of the main file, {}", outside.base.display());
-        if relative { wrong.hint(hint) } else { wrong }
+        let relative = FilePath::new(name).is_relative();
+        if relative && !path.exists() { wrong.hint(hint) } else { wrong }
     })?;
     // Editors and echo end a file with a line break that nobody means.
     let secret = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));
