@@ -32,7 +32,7 @@ const BUT_MAY_IMPORT: &[(&str, &[&str])] = &[
 /// (crate, who may name it, reason).
 const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("serde_yaml", &["config::yaml"], "the YAML crate can be changed in one file"),
-    ("granit_parser", &["config", "config::*"], "only the config reads YAML"),
+    ("granit_parser", &["config::locate"], "only positions come from it"),
     ("hyper", HTTP, "hyper stays where HTTP is spoken"),
     ("hyper_util", HTTP, "hyper stays where HTTP is spoken"),
     ("clap", &["main", "cli", "cli::*"], "only the command line knows its flags"),

@@ -9,11 +9,12 @@ use crate::config;
 pub fn run(file: &Path) -> ExitCode {
     match config::load(file) {
         Ok(config) => {
-            if config.warnings.len() > 0 {
+            if !config.warnings.is_empty() {
                 remark(&config.warnings);
             }
-            let (routes, keys) = (config.rules.routes.len(), config.rules.keys.len());
-            let line = format!("{}: ok ({routes} routes, {keys} keys)\n", file.display());
+            let routes = counted(config.rules.routes.len(), "route");
+            let keys = counted(config.rules.keys.len(), "key");
+            let line = format!("{}: ok ({routes}, {keys})\n", file.display());
             if print(&line).is_err() {
                 return ExitCode::FAILURE;
             }
@@ -24,4 +25,8 @@ pub fn run(file: &Path) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -107,8 +107,9 @@ fn admin(fields: &Fields<'_, '_>, listen: &[SocketAddr], faults: &mut Faults) ->
 
 type Upstreams = Vec<(Box<str>, Upstream)>;
 
-fn upstreams(fields: &Fields<'_, '_>, faults: &mut Faults) -> (Option<value::Target>, Upstreams) {
-    let short = fields.parsed("upstream", value::target, faults);
+fn upstreams(fields: &Fields<'_, '_>, faults: &mut Faults) -> (Option<(value::Target, Box<str>)>, Upstreams) {
+    let url = |text: &str| Ok((value::target(text)?, text.into()));
+    let short = fields.parsed("upstream", url, faults);
     if fields.has("upstream") {
         for other in ["routes", "upstreams"] {
             if fields.has(other) {

@@ -89,7 +89,7 @@ impl<'n, 'p> Fields<'n, 'p> {
         faults: &mut Faults,
     ) -> T {
         let found = self.parsed(name, &parse, faults);
-        found.unwrap_or_else(|| parse(self.field(name).default).ok().expect("defaults of the table can be read"))
+        found.unwrap_or_else(|| parse(self.field(name).default).expect("defaults of the table can be read"))
     }
 
     pub fn duration(&self, name: &'static str, faults: &mut Faults) -> Duration {

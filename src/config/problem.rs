@@ -12,10 +12,10 @@ pub enum Path<'p> {
         file: FileId,
         list: bool,
     },
-    Field(&'p Path<'p>, &'p str),
+    Field(&'p Self, &'p str),
     /// The n-th entry of a map, for names that stand twice.
-    Again(&'p Path<'p>, &'p str, usize),
-    Item(&'p Path<'p>, usize),
+    Again(&'p Self, &'p str, usize),
+    Item(&'p Self, usize),
 }
 
 impl<'p> Path<'p> {
@@ -199,7 +199,7 @@ impl Faults {
 pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let word = word.to_ascii_lowercase().replace('-', "_");
     // Half of a word may not be wrong; a name of hundreds of characters is no typo.
-    let allowed = (word.chars().count().min(24) / 3).max(1);
+    let allowed = word.chars().count().min(24).div_ceil(3);
     let distances =
         known.into_iter().map(|known| (distance(&word, &known.to_ascii_lowercase().replace('-', "_")), known));
     let (found, known) = distances.min_by_key(|(distance, _)| *distance)?;

@@ -20,9 +20,8 @@ pub fn route(node: &Node, path: &Path<'_>, faults: &mut Faults) -> Option<Route>
 }
 
 /// What `upstream:` is short for: every host and path, and everything else as it is by default.
-pub fn of_everything(target: Target, path: &Path<'_>, faults: &mut Faults) -> Route {
+pub fn of_everything((target, written): (Target, Box<str>), path: &Path<'_>, faults: &mut Faults) -> Route {
     let mut route = read(&Fields::empty(&schema::ROUTE, path), None, faults);
-    let written = target.authority.clone().into();
     route.upstream = Some(To::Url(target, written));
     route.sound = true;
     route
@@ -273,7 +272,7 @@ fn headers(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<Header> {
 }
 
 fn is_one(a: &HeaderName, b: &HeaderName) -> bool {
-    a.as_str().replace('_', "-") == b.as_str().replace('_', "-")
+    crate::fields::plain_name(a.as_str()) == crate::fields::plain_name(b.as_str())
 }
 
 /// Who it is, for the upstream - unless the route sets that header by itself.

@@ -42,7 +42,7 @@ pub enum Below {
     /// A map with this section's fields, or a list of such maps.
     Section(&'static Section),
     /// A map from names that the operator chooses to such a thing.
-    Named(&'static Below),
+    Named(&'static Self),
     /// A map from names that the operator chooses to text; whether diagnostics may show the names.
     Texts {
         names_shown: bool,

@@ -12,6 +12,7 @@ use super::problem::{Wrong, nearest};
 pub use crate::admit::Origin;
 pub use crate::auth::credential::{Encoding, Place, Shape};
 pub use crate::clock::UnixTime;
+use crate::fields;
 pub use crate::limit::Limits;
 pub use crate::route::{HostPattern, PathPattern, Timeouts};
 pub use crate::rules::Drain;
@@ -227,13 +228,8 @@ pub fn origin(text: &str) -> Parsed<Origin> {
         .map_err(|says| Wrong::new(says).hint("write https://chat.example.com or \"https://*.example.com\""))
 }
 
-/// RFC 9110 section 5.6.2.
-fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-}
-
 pub fn token(text: &str) -> Parsed<Box<str>> {
-    if is_token(text) && text.len() <= MAX_NAME {
+    if fields::is_token(text) && text.len() <= MAX_NAME {
         return Ok(text.into());
     }
     Err(Wrong::new("this must be a token: letters, digits and !#$%&'*+-.^_`|~, without spaces"))
@@ -294,32 +290,16 @@ pub fn credential_header(text: &str) -> Parsed<HeaderName> {
 pub fn our_header(text: &str) -> Parsed<HeaderName> {
     let header = header_name(text)?;
     if is_ours(header.as_str()) {
-        return Err(Wrong::new("this header is written by the proxy itself, and cannot be set")
+        return Err(Wrong::new("this header is the proxy's own, and cannot be set")
             .hint("choose another name, such as X-Auth-Key-Id"));
     }
     Ok(header)
 }
 
-/// Headers that the proxy owns. Some services take `_` for `-`, so the two are one here.
+/// Headers that the proxy owns, and takes out of requests. The one that tells who it is may be written anew.
 fn is_ours(name: &str) -> bool {
-    let name = name.replace('_', "-");
-    const OWNED: &[&str] = &[
-        "host",
-        "connection",
-        "upgrade",
-        "content-length",
-        "transfer-encoding",
-        "te",
-        "trailer",
-        "trailers",
-        "keep-alive",
-        "expect",
-        "http2-settings",
-        "forwarded",
-        "x-request-id",
-    ];
-    const FAMILIES: &[&str] = &["sec-websocket-", "x-forwarded-", "proxy-"];
-    OWNED.contains(&&*name) || FAMILIES.iter().any(|family| name.starts_with(family))
+    let plain = fields::plain_name(name);
+    fields::is_ours(&plain) && plain != "x-auth-key-id"
 }
 
 /// A piece of a header template, its `{env.NAME}` not yet read.

@@ -112,7 +112,7 @@ fn connections_are_listed_as_they_are() {
     assert_eq!(one["up_bytes"], text("four").len());
     assert_eq!(one["down_bytes"], plain(1, b"seven..").len());
     assert_eq!((&one["up_messages"], &one["down_messages"]), (&1.into(), &1.into()));
-    drop(client);
+    drop((client, up));
     gate.wait_for_open(0);
 }
 

@@ -191,7 +191,10 @@ fn a_plain_request_with_a_valid_key_learns_what_was_meant() {
     let with_key = plain_get("/ws").with("X-Api-Key", KEY);
     let answer = gate.refuses_before(&backend, with_key, 426, "upgrade_required");
     let detail = answer.field("detail").to_lowercase();
-    assert!(detail.contains("key") && detail.contains("upgrade"), "the key must ride on the upgrade itself: {detail}");
+    assert!(
+        detail.contains("key") && detail.contains("handshake itself"),
+        "the key must ride on the handshake itself: {detail}"
+    );
     let bare = gate.refuses_before(&backend, plain_get("/ws"), 426, "upgrade_required").field("detail");
     let wrong = plain_get("/ws").with("X-Api-Key", WRONG);
     let wrong = gate.refuses_before(&backend, wrong, 426, "upgrade_required").field("detail");
@@ -303,7 +306,7 @@ fn several_secrets_open_one_key_each_until_its_own_date() {
     let gate = Gate::start(&format!(
         "upstream: {}\nkeys:\n\
          - id: dashboard\n\
-        \x20  secrets:\n\
+        \x20 secrets:\n\
         \x20    - sha256: \"{}\"\n\
         \x20    - {{ sha256: \"{}\", valid_until: {} }}\n\
         \x20    - {{ plain: third-secret, valid_until: {} }}\n\

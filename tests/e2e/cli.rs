@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use crate::support::frames::text;
+use crate::support::head::status;
 use crate::support::{Backend, Gate, KEY, Wire, alice, small, stand, ws};
 
 fn command() -> Command {
@@ -320,6 +321,47 @@ fn the_demo_prints_lines_that_work_and_cleans_up() {
     assert!(!Path::new(&file).exists());
 }
 
+/// The two lines of "try this" are pasted as they stand.
+#[test]
+fn the_demo_shows_how_to_revoke_its_key_and_how_to_undo_that() {
+    let child = command()
+        .args(["demo", "--listen", "127.0.0.1:0", "--log-level", "trace"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = Killed(child.unwrap());
+    let mut stderr = child.0.stderr.take().unwrap();
+    let log = std::thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text).unwrap()
+    });
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut line =
+        |start: &str| lines.find_map(|line| Some(line.trim().to_owned()).filter(|line| line.starts_with(start)));
+    let (proxy, key) = (line("proxy").unwrap(), line("key").unwrap());
+    let (revoke, undo) = (line("sed ").unwrap(), line("mv ").unwrap());
+    let address = proxy.split_once("ws://").unwrap().1.trim_end_matches('/').parse().unwrap();
+    let key = key.split_whitespace().nth(1).unwrap();
+    let paste = |line: &str| assert!(Command::new("sh").args(["-c", line]).status().unwrap().success(), "{line}");
+    let dial = || {
+        let mut client = Wire::connect(address);
+        client.send(ws("/").with("X-Api-Key", key).bytes());
+        client
+    };
+
+    let (mut client, _) = dial().opened();
+    paste(&revoke);
+    assert_eq!(client.read_close().0, 4401);
+    assert_eq!(dial().read_answer().status(), 401);
+    paste(&undo);
+    crate::support::eventually("the key works again", || status(&dial().read_head()) == 101);
+
+    kill_process(Pid::from_child(&child.0), Signal::TERM).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    let log = log.join().unwrap();
+    assert!(log.contains("tunnel opened") && !log.contains(key), "{log}");
+}
+
 #[test]
 fn the_demo_on_a_port_that_is_taken_is_1_and_says_what_to_do() {
     let (_backend, gate) = stand();
@@ -330,10 +372,13 @@ fn the_demo_on_a_port_that_is_taken_is_1_and_says_what_to_do() {
 
 #[test]
 fn output_into_a_closed_pipe_is_no_panic() {
-    let mut child = command().args(["--help"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let mut err = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    child.wait().unwrap();
-    assert!(!err.contains("panicked"), "{err}");
+    for args in [&["--help"][..], &["key", "new", "--id", "x"], &["demo", "--listen", "127.0.0.1:0"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = command().args(args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        let err = String::from_utf8(stderr).unwrap();
+        assert!(!err.contains("panicked"), "{err}");
+        assert!(args.contains(&"--help") || status.code() == Some(1), "{args:?}: {err}");
+    }
 }

@@ -62,8 +62,13 @@ fn a_foreign_client_and_a_foreign_server_understand_each_other_through_it() {
     }
     socket.close(None).unwrap();
     while socket.read().is_ok() {}
+    drop(socket);
     let line = gate.log_line(|line| line.is("tunnel closed"));
-    assert_eq!((line.get("cause"), line.get("code")), ("client".into(), "1005".into()));
+    assert_eq!(
+        (line.get("cause"), line.get("code")),
+        ("client".into(), String::new()),
+        "a Close without a code has none"
+    );
 }
 
 // ---- routes
@@ -234,7 +239,6 @@ fn a_malformed_handshake_is_refused_before_anything_else() {
         alice().set("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ"),
         alice().with("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         alice().first_line("POST /ws HTTP/1.1"),
-        alice().first_line("HEAD /ws HTTP/1.1"),
         alice().first_line("get /ws HTTP/1.1"),
         alice().first_line("OPTIONS /ws HTTP/1.1"),
         alice().with("Content-Length", "5").followed_by("12345"),

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::wire::Stream;
-use crate::support::{Backend, Gate, KEY, Request, Wire, alice, eventually, route, small, ws};
+use crate::support::{Backend, Conn, Gate, KEY, Request, Wire, alice, eventually, route, small, ws};
 
 /// Opens as many as there may be, is refused one more, and gets in again when one has left.
 #[track_caller]
@@ -129,44 +129,46 @@ fn wrong_tries_are_counted_per_address() {
     other.opened();
 }
 
+/// Ways to end before the tunnel began: the upstream refuses, breaks, is silent, or the client goes. And afterwards.
+const ENDINGS: [fn(Wire, Conn); 6] = [
+    |mut client, mut up| {
+        up.send("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(client.read_answer().status(), 403);
+    },
+    |mut client, mut up| {
+        up.send("garbage\r\n\r\n");
+        assert_eq!(client.read_answer().status(), 502);
+    },
+    |mut client, _up| assert_eq!(client.read_answer().status(), 504),
+    |client, mut up| {
+        drop(client);
+        up.read_to_close();
+    },
+    |client, mut up| {
+        up.accept();
+        drop(client.opened());
+        up.read_to_close();
+    },
+    |client, mut up| {
+        up.accept();
+        let (mut client, _) = client.opened();
+        up.reset();
+        client.read_to_close();
+    },
+];
+
 #[test]
 fn places_come_back_however_a_tunnel_ends() {
     let backend = Backend::manual();
     let gate = Gate::start(&route(&backend, "limits: { max_connections: 1 }\ntimeouts: { handshake: 300ms }"));
-    for ending in 0..6 {
-        let mut client = gate.send(alice());
-        let mut up = backend.next();
-        match ending {
-            // Before it began: the upstream refuses, breaks, is silent, or the client goes.
-            0 => {
-                up.send("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n");
-                assert_eq!(client.read_answer().status(), 403);
-            }
-            1 => {
-                up.send("garbage\r\n\r\n");
-                assert_eq!(client.read_answer().status(), 502);
-            }
-            2 => assert_eq!(client.read_answer().status(), 504),
-            3 => {
-                drop(client);
-                up.read_to_close();
-            }
-            // Or afterwards.
-            4 => {
-                up.accept();
-                drop(client.opened());
-                up.read_to_close();
-            }
-            _ => {
-                up.accept();
-                let (mut client, _) = client.opened();
-                up.reset();
-                client.read_to_close();
-            }
-        }
+    for end in ENDINGS {
+        let client = gate.send(alice());
+        end(client, backend.next());
         eventually("the place is free", || gate.metric("wsbouncer_key_tunnels_open", &[("key", "alice")]) == 0.0);
     }
-    gate.refuses(ws("/ws"), 401, "missing_credential");
+    let client = gate.send(alice());
+    backend.next().accept();
+    client.opened();
 }
 
 #[test]

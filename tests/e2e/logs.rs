@@ -19,6 +19,8 @@ fn a_tunnel_has_one_line_at_its_start_and_one_at_its_end() {
     up.send(plain(1, b"hi"));
     client.expect(plain(1, b"hi"));
     drop(client);
+    up.read_to_close();
+    drop(up);
     gate.log_line(|line| line.is("tunnel closed"));
     let of_it = gate.log_lines(|line| line.get("id") == "tunnel-1");
     assert_eq!(of_it.len(), 2, "{of_it:?}");

@@ -179,6 +179,7 @@ fn a_conversation_that_the_client_closes_ends_with_its_code() {
     assert_eq!(client.read_close(), (1000, String::new()));
     drop(up);
     assert_eq!(client.read_to_end(), b"");
+    drop(client);
     let line = gate.closed("client");
     assert_eq!(line.get("code"), "1000");
 }
@@ -194,6 +195,7 @@ fn a_conversation_that_the_upstream_closes_ends_with_its_code() {
     up.expect(close(4000));
     drop(up);
     assert_eq!(client.read_to_end(), b"");
+    drop(client);
     assert_eq!(gate.closed("upstream").get("code"), "4000");
 }
 
@@ -281,6 +283,7 @@ fn an_upstream_that_is_lost_is_told_as_1014() {
         }
         assert_eq!(client.read_close(), (1014, "upstream_lost".into()));
         client.read_to_close();
+        drop(client);
         let line = gate.closed("upstream_lost");
         assert_eq!(line.get("code"), "1014");
         assert_eq!(gate.metric("wsbouncer_tunnels_closed_total", &[("cause", "upstream_lost")]), 1.0);
@@ -296,6 +299,7 @@ fn an_upstream_that_is_lost_within_a_frame_is_not_told() {
     client.expect(&half);
     up.close();
     assert_eq!(client.read_to_close().0, b"", "a Close in the middle of a frame would be payload");
+    drop(client);
     gate.closed("upstream_lost");
 }
 

@@ -44,6 +44,13 @@ fn still_open(tunnel: &mut (Wire, Conn)) {
     tunnel.0.expect(plain(1, b"me too"));
 }
 
+/// A message goes to the upstream and comes back.
+#[track_caller]
+fn echoes(client: &mut Wire) {
+    client.send(text("hello"));
+    assert_eq!(client.read_frame().payload, b"hello");
+}
+
 /// After this edit Alice is closed with this code, at once, and Bob is not.
 #[track_caller]
 fn alice_loses(new_alice: &str, code: u16, cause: &str) {
@@ -181,19 +188,18 @@ fn others_do_not_lose_a_byte_through_many_reloads() {
 
 #[test]
 fn a_key_is_rotated_without_a_gap() {
-    let backend = Backend::echo();
+    let backend = Backend::echo_messages();
     let gate = Gate::start(&two_keys(&backend, ALICE, BOB));
     let mut old = gate.open(with("alice-secret"));
+    echoes(&mut old);
     let both = "{ id: alice, secrets: [ { plain: alice-secret }, { plain: new-secret } ] }";
     gate.edit_config(&two_keys(&backend, both, BOB));
     let mut new = gate.open(with("new-secret"));
     gate.open(with("alice-secret"));
-    old.send(text("x"));
-    old.expect(text("x"));
+    echoes(&mut old);
     gate.edit_config(&two_keys(&backend, "{ id: alice, secret: new-secret }", BOB));
     assert_eq!(old.read_close().0, 4401);
-    new.send(text("y"));
-    new.expect(text("y"));
+    echoes(&mut new);
     gate.refuses_before(&backend, with("alice-secret"), 401, "invalid_credential");
     gate.open(with("new-secret"));
 }
@@ -205,10 +211,11 @@ fn in_seconds(seconds: i64) -> String {
 
 #[test]
 fn a_date_that_passes_needs_no_edit() {
-    for alice in [
-        format!("{{ id: alice, secrets: [ {{ plain: alice-secret, valid_until: {} }} ] }}", in_seconds(3)),
-        format!("{{ id: alice, secret: alice-secret, expires_at: {} }}", in_seconds(3)),
+    for dated in [
+        "{ id: alice, secrets: [ { plain: alice-secret, valid_until: SOON } ] }",
+        "{ id: alice, secret: alice-secret, expires_at: SOON }",
     ] {
+        let alice = dated.replace("SOON", &in_seconds(3));
         let backend = Backend::manual();
         let gate = Gate::start(&two_keys(&backend, &alice, BOB));
         let mut alice = tunnel(&gate, &backend, "alice-secret");
@@ -516,7 +523,7 @@ fn a_file_that_is_removed_changes_nothing() {
 
 #[test]
 fn hostile_files_are_refused_quickly_while_traffic_goes_on() {
-    let backend = Backend::echo();
+    let backend = Backend::echo_messages();
     let gate = Gate::start(&two_keys(&backend, ALICE, BOB));
     let before = gate.resident();
     let mut client = gate.open(with("alice-secret"));
@@ -532,8 +539,7 @@ fn hostile_files_are_refused_quickly_while_traffic_goes_on() {
         let start = Instant::now();
         gate.fails_to_reload(|| gate.replace("wsbouncer.yaml", &bad));
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-        client.send(text("x"));
-        client.expect(text("x"));
+        echoes(&mut client);
     }
     let grown = gate.resident().saturating_sub(before);
     assert!(grown < 200 << 20, "{grown}");

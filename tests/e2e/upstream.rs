@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::client::WS_KEY;
+use crate::support::frames::{plain, text};
 use crate::support::{Backend, Gate, KEY, alice, config, route, small, stand, stand_echo, ws};
 
 // ---- the request
@@ -285,11 +286,11 @@ fn an_upstream_may_be_a_unix_socket() {
         assert_eq!((up.head.get("Host"), up.head.get("X-Forwarded-For")), (Some("gate.test"), Some("127.0.0.1")));
         up.accept();
         let (mut client, _) = client.opened();
-        client.send("ping");
-        up.expect("ping");
-        up.send("pong");
+        client.send(text("ping"));
+        up.expect(text("ping"));
+        up.send(plain(1, b"pong"));
         up.shutdown_write();
-        client.expect("pong");
+        client.expect(plain(1, b"pong"));
         assert_eq!(client.read_frame().close(), Some((1014, "upstream_lost".into())));
     }
 }

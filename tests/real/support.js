@@ -186,7 +186,8 @@ class Scope {
   /** Chromium as a service: its DevTools endpoint, which has no login. Returns its port and path. */
   async devtools() {
     const profile = this.directory();
-    this.start(CHROMIUM, [...CHROMIUM_FLAGS, '--remote-debugging-port=0', `--user-data-dir=${profile}`, 'about:blank']);
+    const args = [...CHROMIUM_FLAGS, '--remote-debugging-port=0', `--user-data-dir=${profile}`, 'about:blank'];
+    this.start(CHROMIUM, args, { env: { ...process.env, TMPDIR: profile } }); // killed, it leaves a file there
     const [port, target] = await appears(path.join(profile, 'DevToolsActivePort'), /^(\d+)\n(\S+)$/);
     return { port, target };
   }
@@ -254,7 +255,7 @@ const keys = [];
 
 /** A fresh key; none of them may ever be seen in a log, encoded or not. */
 function newKey() {
-  const key = crypto.randomBytes(20).toString('hex');
+  const key = `key-${crypto.randomBytes(20).toString('hex')}`;
   keys.push(key, base64url(key));
   return key;
 }

@@ -16,7 +16,7 @@ use super::client::{Request, WS_ACCEPT, plain_get};
 use super::head::{Answer, status};
 use super::metrics::Metrics;
 use super::wait::{eventually, eventually_some};
-use super::wire::Wire;
+use super::wire::{Wire, show};
 
 /// How to start the binary.
 pub struct Setup {
@@ -233,10 +233,13 @@ impl Gate {
     pub fn refuses(&self, request: impl Into<Vec<u8>>, status: u16, reason: &str) -> Answer {
         let count = || self.metric("wsbouncer_refusals_total", &[("reason", reason)]);
         let before = count();
-        let answer = self.ask(request);
+        let request = request.into();
+        let sent = Shown(&request);
+        let answer = self.ask(&*request);
         self.check_refusal(&answer, status, reason);
         let after = eventually_some("the refusal is counted", || Some(count()).filter(|after| *after > before));
         assert_eq!(after, before + 1.0, "one refusal counts once");
+        sent.well();
         answer
     }
 
@@ -458,9 +461,27 @@ impl Wire {
             panic!("not opened: {} {}", head.text(), String::from_utf8_lossy(&self.read_to_close().0));
         }
         assert_eq!(head.get("Upgrade").map(str::to_ascii_lowercase).as_deref(), Some("websocket"));
-        assert_eq!(head.get("Connection").map(str::to_ascii_lowercase).as_deref(), Some("upgrade"));
+        let mut connection = head.get("Connection").unwrap_or_default().split(',');
+        assert!(connection.any(|token| token.trim().eq_ignore_ascii_case("upgrade")), "{head:?}");
         assert_eq!(head.get("Sec-WebSocket-Accept"), Some(WS_ACCEPT));
         (self, head)
+    }
+}
+
+/// What was sent, in the output of a test that fails over it.
+struct Shown<'b>(&'b [u8]);
+
+impl Shown<'_> {
+    fn well(mut self) {
+        self.0 = b"";
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() && !self.0.is_empty() {
+            println!("---- sent\n{}", show(self.0).escape_debug());
+        }
     }
 }
 
@@ -472,7 +493,7 @@ impl Drop for Gate {
         }
         if thread::panicking() {
             // Stdout, because the test harness shows it together with the failure.
-            println!("---- file\n{}\n---- log\n{}", self.yaml(), self.raw_log());
+            println!("---- file\n{}\n---- log\n{}", fs::read_to_string(&self.file).unwrap_or_default(), self.raw_log());
         }
     }
 }

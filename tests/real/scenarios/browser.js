@@ -5,15 +5,15 @@
 const assert = require('node:assert/strict');
 const { assertRefused, base64url, newKey, refusal } = require('../support');
 
-const KUBERNETES = 'base64url.bearer.authorization.k8s.io.';
-const OPENAI = 'openai-insecure-api-key.';
+const kubernetes = (key) => [`base64url.bearer.authorization.k8s.io.${base64url(key)}`];
+const openai = (key) => [`openai-insecure-api-key.${key}`];
 
 // What page code offers for each carrier, and the ws.protocol it must get from a service that selects nothing:
 // the pair's marker, else the first of the rest.
 const carriers = [
   { name: 'pair', place: 'pair: x-api-key', items: (key) => ['x-api-key', key], rest: [], protocol: 'x-api-key' },
-  { name: 'kubernetes', place: 'preset: kubernetes', items: (key) => [KUBERNETES + base64url(key)], rest: ['chat'], protocol: 'chat' },
-  { name: 'openai', place: 'preset: openai', items: (key) => [OPENAI + key], rest: ['realtime'], protocol: 'realtime' },
+  { name: 'kubernetes', place: 'preset: kubernetes', items: kubernetes, rest: ['chat'], protocol: 'chat' },
+  { name: 'openai', place: 'preset: openai', items: openai, rest: ['realtime'], protocol: 'realtime' },
   { name: 'deepgram', place: 'preset: deepgram', items: (key) => ['token', key], rest: [], protocol: 'token' },
   { name: 'bearer', place: 'preset: bearer', items: (key) => ['Bearer', key], rest: [], protocol: 'Bearer' },
 ];
@@ -31,10 +31,12 @@ function openInPage([url, protocols]) {
   });
 }
 
-function routes(silent, choosing) {
-  return carriers.map(({ name, place }) => `
-  - { path: /silent/${name}, upstream: "${silent}", auth: [api_key: { extract_from: [subprotocol: { ${place} }] }] }
-  - { path: /choosing/${name}, upstream: "${choosing}", auth: [api_key: { extract_from: [subprotocol: { ${place} }] }] }`).join('');
+/** Two routes for a carrier: to a service that selects no subprotocol, and to one that does. */
+function routes({ name, place }) {
+  const auth = `[api_key: { extract_from: [subprotocol: { ${place} }] }]`;
+  return `
+  - { path: /silent/${name}, upstream: silent, auth: ${auth} }
+  - { path: /choosing/${name}, upstream: choosing, auth: ${auth} }`;
 }
 
 module.exports = async ({ scope, check }) => {
@@ -48,11 +50,15 @@ module.exports = async ({ scope, check }) => {
   const gate = await scope.gate(`
 keys:
   - { id: page, secret: ${key} }
+upstreams: { silent: "${silent.url}", choosing: "${choosing.url}" }
 routes:
-  - { path: /default, upstream: "${silent.url}" }
-  - { path: /query, upstream: "${silent.url}", auth: [api_key: { extract_from: [query: api_key] }] }
-  - { path: /cookie, upstream: "${silent.url}", auth: [api_key: { extract_from: [cookie: session] }], allowed_origins: ["${home}"] }
-${routes(silent.url, choosing.url)}
+  - { path: /default, upstream: silent }
+  - { path: /query, upstream: silent, auth: [api_key: { extract_from: [query: api_key] }] }
+  - path: /cookie
+    upstream: silent
+    auth: [api_key: { extract_from: [cookie: session] }]
+    allowed_origins: ["${home}"]
+${carriers.map(routes).join('')}
 `);
   const open = (target, protocols) => page.evaluate(openInPage, [gate.ws(target), protocols]);
 
@@ -83,11 +89,11 @@ ${routes(silent.url, choosing.url)}
     });
   }
 
-  for (const [name, item] of [['kubernetes', KUBERNETES + base64url(key)], ['openai', OPENAI + key]]) {
+  for (const [name, items] of Object.entries({ kubernetes, openai })) {
     await check(`${name}: a lone prefix item does not open, and the refusal shows the call that works`, async () => {
-      assert.deepEqual(await open(`/silent/${name}`, [item]), { opened: false, code: 1006 });
+      assert.deepEqual(await open(`/silent/${name}`, items(key)), { opened: false, code: 1006 });
       // Page code cannot read an HTTP answer; a developer with any other client can.
-      const problem = assertRefused(await refusal(gate.ws(`/silent/${name}`), { protocols: [item] }), 400, 'bad_handshake');
+      const problem = assertRefused(await refusal(gate.ws(`/silent/${name}`), { protocols: items(key) }), 400, 'bad_handshake');
       assert.match(problem.detail, /new WebSocket\(/);
       return problem.detail;
     });

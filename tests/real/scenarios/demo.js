@@ -2,6 +2,7 @@
 // `wsbouncer demo` prints lines to paste. They are taken off the screen and run as they stand.
 
 const assert = require('node:assert/strict');
+const fs = require('node:fs');
 const path = require('node:path');
 const { Arrivals } = require('../support');
 
@@ -22,7 +23,7 @@ module.exports = async ({ scope, check }) => {
   });
 
   await check('the wscat line echoes what is typed', async () => {
-    const line = await printed(/^\s*(npx )?wscat /);
+    const line = await printed(/^\s*npx -y wscat /);
     const wscat = terminal(line);
     await wscat.says(/Connected/);
     wscat.child.stdin.write('typed by a person\n');
@@ -32,7 +33,9 @@ module.exports = async ({ scope, check }) => {
 
   await check('the JavaScript line opens and echoes in a browser', async () => {
     const line = await printed(/new WebSocket\(/);
+    const [where] = (await printed(/^In a browser: open /)).match(/http:[^ ,]+/);
     const page = await scope.page();
+    await page.goto(where);
     const frames = new Arrivals();
     page.on('websocket', (ws) => {
       ws.on('framesent', ({ payload }) => frames.push({ sent: payload }));
@@ -44,5 +47,11 @@ module.exports = async ({ scope, check }) => {
     return line;
   });
 
-  await check('demo is still up', () => assert.equal(demo.child.exitCode, null));
+  await check('Ctrl-C ends it, and nothing is left', async () => {
+    const [file] = (await printed(/^\s*file /)).match(/\/.*/);
+    assert.ok(fs.existsSync(file));
+    demo.child.kill('SIGINT');
+    assert.equal(await demo.ended, 0);
+    assert.ok(!fs.existsSync(path.dirname(file)));
+  });
 };
