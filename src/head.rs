@@ -198,6 +198,10 @@ impl Fields {
         if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err("a header name is not a token");
         }
+        let may_be_text = name.eq_ignore_ascii_case(b"cookie") && is_plain_text(value);
+        if !value.is_ascii() && !may_be_text {
+            return Err("a header value is not ASCII");
+        }
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
             if !std::str::from_utf8(value).is_ok_and(is_host) {
@@ -208,8 +212,6 @@ impl Fields {
             if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
                 return Err("Content-Length is not a number");
             }
-        } else if !value.is_ascii() && !(name.eq_ignore_ascii_case(b"cookie") && is_plain_text(value)) {
-            return Err("a header value is not ASCII");
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             return Err("Transfer-Encoding is not served here");
         }

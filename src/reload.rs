@@ -232,7 +232,7 @@ impl From<Problems> for Faulty {
 async fn load(path: &Path) -> Result<Config, Faulty> {
     let path = path.to_owned();
     match tokio::task::spawn_blocking(move || config::load(&path)).await {
-        Ok(loaded) => loaded.map_err(|problems| Faulty::from(problems)),
+        Ok(loaded) => loaded.map_err(Faulty::from),
         Err(error) => Err(Faulty { count: 1, text: format!("the loader failed: {error}"), sources: None }),
     }
 }
