@@ -39,16 +39,19 @@ pub async fn accept(listener: TcpListener, proxy: Arc<Proxy>, room: Arc<Semaphor
         let Ok(place) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, address)) => {
-                let proxy = proxy.clone();
-                let counted = proxy.counts.connection();
+                let (proxy, counted) = (proxy.clone(), proxy.counts.connection());
+                // What the handshake needs is on the heap, so that it is gone when the tunnel stands: the task is as large
+                // as the largest thing that it holds across a wait, for as long as it lives.
+                let arriving = Box::pin(arrive(stream, address, proxy.clone()));
                 #[expect(
                     clippy::disallowed_methods,
                     reason = "counted by its connection guard, which drains wait for"
                 )]
                 tokio::spawn(async move {
-                    serve(stream, address, &proxy).await;
-                    drop(counted);
-                    drop(place);
+                    if let Some(mut tunnel) = arriving.await {
+                        tunnel.relay(&proxy).await;
+                    }
+                    drop((counted, place));
                 });
             }
             Err(error) if is_about_one_connection(&error) => proxy.metrics.accept_failed(),
@@ -67,7 +70,24 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn serve(mut stream: TcpStream, address: SocketAddr, proxy: &Proxy) {
+/// A connection that became a tunnel.
+struct Tunnel {
+    client: TcpStream,
+    opened: Opened,
+}
+
+impl Tunnel {
+    async fn relay(&mut self, proxy: &Proxy) {
+        let Opened { seat, upstream, start, bounds } = &mut self.opened;
+        let start = std::mem::take(start);
+        let end = relay::copy_bidirectional(&mut self.client, upstream, start, &seat.live().control, bounds).await;
+        proxy.metrics.closed(seat.live(), end.cause);
+        log::closed(seat.live(), end);
+    }
+}
+
+/// From an accepted socket to a tunnel, or to a refusal that was read.
+async fn arrive(mut stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Box<Tunnel>> {
     let peer = Peer::new(address);
     let _ = stream.set_nodelay(true);
     let (head_timeout, keepalive) = {
@@ -76,11 +96,9 @@ async fn serve(mut stream: TcpStream, address: SocketAddr, proxy: &Proxy) {
     };
     match head::read(&mut stream, head_timeout).await {
         Ok(head) => {
-            // The part that hyper takes is on the heap, so that it is gone when the tunnel stands.
-            if let Some((mut client, opened)) = Box::pin(handshake(stream, head, peer, proxy)).await {
-                keep_alive(&client, &opened, keepalive);
-                tunnel(&mut client, opened, proxy).await;
-            }
+            let tunnel = handshake(stream, head, peer, &proxy).await?;
+            keep_alive(&tunnel, keepalive);
+            return Some(tunnel);
         }
         Err(Fault::Gone) => debug!(caller = %peer.address.ip(), "connection without a request"),
         Err(Fault::Denied(denial)) => {
@@ -89,10 +107,11 @@ async fn serve(mut stream: TcpStream, address: SocketAddr, proxy: &Proxy) {
             linger(stream).await;
         }
     }
+    None
 }
 
 /// Lets hyper answer the one request of this connection. `Some` when our answer was a 101, and only then.
-async fn handshake(stream: TcpStream, head: Head, peer: Peer, proxy: &Proxy) -> Option<(TcpStream, Opened)> {
+async fn handshake(stream: TcpStream, head: Head, peer: Peer, proxy: &Proxy) -> Option<Box<Tunnel>> {
     let slot = Slot::default();
     let limit = proxy.rules.load().routes.longest_handshake() + ANSWER;
     let service = service_fn(|request: Request<Incoming>| proxy.handle(peer, request, &slot));
@@ -114,11 +133,11 @@ async fn handshake(stream: TcpStream, head: Head, peer: Peer, proxy: &Proxy) -> 
         return None;
     };
     opened.start.from_client = [&parts.read_buf[..], &rest].concat();
-    Some((stream, opened))
+    Some(Box::new(Tunnel { client: stream, opened }))
 }
 
 /// The client went away before it had its answer.
-fn gone(opened: Option<Opened>, proxy: &Proxy, why: &str) -> Option<(TcpStream, Opened)> {
+fn gone(opened: Option<Opened>, proxy: &Proxy, why: &str) -> Option<Box<Tunnel>> {
     debug!(why, "connection ended during the handshake");
     if let Some(opened) = opened {
         log::never_began(opened.seat.live(), why);
@@ -129,19 +148,12 @@ fn gone(opened: Option<Opened>, proxy: &Proxy, why: &str) -> Option<(TcpStream, 
     None
 }
 
-async fn tunnel(client: &mut TcpStream, opened: Opened, proxy: &Proxy) {
-    let Opened { seat, mut upstream, start, bounds } = opened;
-    let end = relay::copy_bidirectional(client, &mut upstream, start, &seat.live().control, &bounds).await;
-    proxy.metrics.closed(seat.live(), end.cause);
-    log::closed(seat.live(), end);
-}
-
 /// Has TCP look after peers that vanish without a word.
-fn keep_alive(client: &TcpStream, opened: &Opened, idle: Option<Duration>) {
+fn keep_alive(tunnel: &Tunnel, idle: Option<Duration>) {
     let Some(idle) = idle else { return };
     let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(Duration::from_secs(15)).with_retries(4);
-    let _ = socket2::SockRef::from(client).set_tcp_keepalive(&probes);
-    if let crate::upstream::Stream::Tcp(stream) = &opened.upstream {
+    let _ = socket2::SockRef::from(&tunnel.client).set_tcp_keepalive(&probes);
+    if let crate::upstream::Stream::Tcp(stream) = &tunnel.opened.upstream {
         let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&probes);
     }
 }
