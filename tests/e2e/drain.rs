@@ -74,6 +74,7 @@ fn while_it_drains_it_is_not_ready_and_takes_nobody() {
     waiting.send(alice().bytes());
     let answer = waiting.read_answer();
     gate.check_refusal(&answer, 503, "draining");
+    eventually("it is counted", || gate.metric("wsbouncer_refusals_total", &[("reason", "draining")]) == 1.0);
     assert!(answer.head.has("Retry-After"));
     if let Ok(stream) = TcpStream::connect(gate.addr) {
         let mut late = Wire::new(crate::support::wire::Stream::Tcp(stream));

@@ -84,7 +84,7 @@ fn what_others_send_cannot_act_on_a_terminal_or_forge_a_line() {
     let gate = config(&crate::support::small(&backend, "")).human().start();
     let evil = "https://a.example/\"} refused id=forged [31m";
     gate.ask(ws("/%1b%5b31m%0a").with("Origin", evil).with("X-Request-Id", "a=b c"));
-    gate.ask(alice().with("Origin", &"x".repeat(10_000)));
+    gate.ask(ws("/ws").with("Origin", &"x".repeat(10_000)));
     drop(gate.send(b"GET /\x1b[31m HTTP/1.1\r\nHost: \x1b[31m\n\n".as_slice()).read_to_close());
     eventually("refusals are logged", || gate.raw_log().matches("refused").count() >= 3);
     let log = gate.raw_log();

@@ -333,6 +333,37 @@ fn a_handshake_under_way_when_its_key_is_revoked_never_becomes_a_tunnel() {
     gate.wait_for_open(0);
 }
 
+#[test]
+fn nobody_slips_in_beside_a_revocation() {
+    let backend = Backend::serve(|mut conn| {
+        conn.accept();
+        drop(conn.read_to_close());
+    });
+    let gate = Gate::start(&two_keys(&backend, ALICE, BOB));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut open = Vec::new();
+                while !stop.load(Ordering::SeqCst) && open.len() < 200 {
+                    let mut client = gate.send(with("alice-secret"));
+                    client.read_head();
+                    open.push(client);
+                }
+                // Every one of them ends, whether it was let in before or refused after.
+                for client in &mut open {
+                    client.read_to_close();
+                }
+            });
+        }
+        eventually("the storm is on", || gate.metric("wsbouncer_tunnels_opened_total", &[]) > 20.0);
+        gate.edit_config(&two_keys(&backend, "{ id: carol, secret: c }", BOB));
+        assert_eq!(gate.ask_status(with("alice-secret")), 401);
+        stop.store(true, Ordering::SeqCst);
+    });
+    gate.wait_for_open(0);
+}
+
 // ---- ways to reload
 
 #[test]
@@ -362,8 +393,8 @@ fn an_edit_is_seen_however_the_file_is_written() {
 
 #[test]
 fn a_symlink_swap_as_in_a_configmap_is_seen() {
-    let backend = Backend::echo();
-    let gate = config(&format!("upstream: {}\nkey_files: [ mounted/keys.yaml ]\n", backend.url()))
+    let backend = Backend::echo_messages();
+    let gate = config(&format!("upstream: {}\nkey_files: [ mounted/keys.yaml ]\nkeys: [ {BOB} ]\n", backend.url()))
         .file("mounted/..v1/keys.yaml", "- { id: alice, secret: one }\n")
         .file("mounted/keys.yaml", "- { id: alice, secret: one }\n")
         .start();
@@ -371,6 +402,7 @@ fn a_symlink_swap_as_in_a_configmap_is_seen() {
     symlink("..v1", dir.join("..data")).unwrap();
     symlink("..data/keys.yaml", dir.join("keys.new")).unwrap();
     fs::rename(dir.join("keys.new"), dir.join("keys.yaml")).unwrap();
+    let mut bob = gate.open(with("bob-secret"));
     gate.open(with("one"));
     for (n, secret) in [(2, "two"), (3, "three")] {
         let version = format!("..v{n}");
@@ -380,6 +412,7 @@ fn a_symlink_swap_as_in_a_configmap_is_seen() {
         fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
         fs::remove_dir_all(dir.join(format!("..v{}", n - 1))).unwrap();
         eventually("the swap is seen", || gate.ask_status(with(secret)) == 101);
+        echoes(&mut bob);
     }
     gate.refuses(with("one"), 401, "invalid_credential");
 }
@@ -540,6 +573,7 @@ fn hostile_files_are_refused_quickly_while_traffic_goes_on() {
         gate.fails_to_reload(|| gate.replace("wsbouncer.yaml", &bad));
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         echoes(&mut client);
+        gate.edit_config(&two_keys(&backend, ALICE, BOB));
     }
     let grown = gate.resident().saturating_sub(before);
     assert!(grown < 200 << 20, "{grown}");

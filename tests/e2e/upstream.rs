@@ -1,6 +1,9 @@
 //! What the upstream sees of a handshake (design, section 4), and what becomes of every answer it may give.
 
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::support::client::WS_KEY;
 use crate::support::frames::{plain, text};
@@ -537,6 +540,25 @@ fn an_upstream_that_is_not_there_is_unreachable() {
         assert!(!line.get("cause").is_empty(), "the log says why: {line:?}");
         assert!(!answer.text().contains(&closed.to_string()), "the client does not learn where: {}", answer.text());
     }
+}
+
+#[test]
+fn an_upstream_that_does_not_take_the_connection_times_out() {
+    // A listener whose queue is full: the kernel drops further attempts.
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut filling = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        filling.push(stream);
+    }
+    let gate = Gate::start(&format!(
+        "keys: [ {{ id: alice, secret: {KEY} }} ]\nroutes: [ {{ upstream: \"ws://{address}\", timeouts: {{ connect: 300ms }} }} ]\n"
+    ));
+    let start = Instant::now();
+    gate.refuses(alice(), 504, "upstream_timeout");
+    assert!(start.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

@@ -493,7 +493,7 @@ impl Drop for Gate {
         }
         if thread::panicking() {
             // Stdout, because the test harness shows it together with the failure.
-            println!("---- file\n{}\n---- log\n{}", fs::read_to_string(&self.file).unwrap_or_default(), self.raw_log());
+            println!("---- file\n{}\n---- log\n{}", show(&fs::read(&self.file).unwrap_or_default()), self.raw_log());
         }
     }
 }

@@ -268,6 +268,7 @@ impl Wire {
 
 /// Bytes as a message shows them, not too many.
 pub fn show(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(600)]).into_owned();
-    if bytes.len() > 600 { format!("{text}... ({} bytes)", bytes.len()) } else { text }
+    const MOST: usize = 2000;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MOST)]).into_owned();
+    if bytes.len() > MOST { format!("{text}... ({} bytes)", bytes.len()) } else { text }
 }
