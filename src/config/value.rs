@@ -423,7 +423,9 @@ mod tests {
         assert_eq!(endpoint("http://a.internal:8000"), Ok(Endpoint::Name { host: "a.internal".into(), port: 8000 }));
         assert_eq!(endpoint("unix:/run/a.sock"), Ok(Endpoint::Unix("/run/a.sock".into())));
         assert_eq!(target("ws://a:8000").map(|target| target.authority), Ok("a:8000".into()));
-        for text in ["", "a", "ws:a", "ws://", "ws:///", "ws://a b", "ws://a/b", "ws://u:p@a", "unix:a", "unix:", "wss://a"] {
+        for text in
+            ["", "a", "ws:a", "ws://", "ws:///", "ws://a b", "ws://a/b", "ws://u:p@a", "unix:a", "unix:", "wss://a"]
+        {
             assert!(target(text).is_err(), "{text}");
         }
     }
