@@ -237,7 +237,12 @@ fn unknown(name: &str, index: usize, again: bool, section: &Section, at: &Path<'
     let shown = if may_be_shown(name, section) { name } else { HIDDEN };
     let path = if again || shown == HIDDEN { at.again(shown, index) } else { at.field(shown) };
     let wrong = if section.later.contains(&name) {
-        Wrong::new("this is not supported by this version").hint("leave it out")
+        let hint = match name {
+            "endpoints" | "balance" => "there is no load balancing yet: write url: with one address",
+            "tls" => "there is no TLS yet: leave it out, and put something that speaks TLS in front",
+            _ => "leave it out",
+        };
+        Wrong::new("this is not supported by this version").hint(hint)
     } else {
         let wrong = Wrong::new("there is no such field here");
         match near {

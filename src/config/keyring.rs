@@ -222,7 +222,8 @@ fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
 fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
     let path = outside.base.join(name);
     let bytes = outside.reader.read(&path, MAX_SECRET_FILE).map_err(|wrong| {
-        let hint = format!("relative paths start at the directory of the main file, {}", outside.base.display());
+        let base = if outside.base.as_os_str().is_empty() { FilePath::new(".") } else { outside.base };
+        let hint = format!("relative paths start at the directory of the main file, {}", base.display());
         let relative = FilePath::new(name).is_relative();
         if relative && !path.exists() { wrong.hint(hint) } else { wrong }
     })?;

@@ -386,3 +386,87 @@ pub fn encoding(text: &str) -> Parsed<Encoding> {
         _ => Err(Wrong::new("there is no such encoding").hint("there are raw and base64url")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit() {
+        let good = [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("2h", 7_200_000), ("1d", 86_400_000), ("0s", 0)];
+        for (text, millis) in good {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "5", "s", "1.5h", "-1s", "1h30m", "5 m", "5M", "99999999999999999999s", "4000d", "٣s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert_eq!(duration_or_off("off"), Ok(None));
+        assert!(duration_or_off("0s").is_err() && some_duration("0ms").is_err());
+    }
+
+    #[test]
+    fn dates_are_moments() {
+        assert_eq!(date("1970-01-02"), Ok(UnixTime(86_400)));
+        assert_eq!(date("1970-01-02T00:00:00Z"), Ok(UnixTime(86_400)));
+        assert_eq!(date("1970-01-02T02:00:00+02:00"), Ok(UnixTime(86_400)));
+        for text in ["", "2027", "2027-13-01", "2027-02-30", "2027-01-01T00:00:00", "1.1.2027", "tomorrow"] {
+            assert!(date(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn targets_are_addresses_names_and_sockets() {
+        let endpoint = |text: &str| target(text).map(|target| target.endpoint);
+        let address = |text: &str| Ok(Endpoint::Address(text.parse().unwrap()));
+        assert_eq!(endpoint("ws://127.0.0.1:9000"), address("127.0.0.1:9000"));
+        assert_eq!(endpoint("ws://[::1]/"), address("[::1]:80"));
+        assert_eq!(endpoint("http://a.internal:8000"), Ok(Endpoint::Name { host: "a.internal".into(), port: 8000 }));
+        assert_eq!(endpoint("unix:/run/a.sock"), Ok(Endpoint::Unix("/run/a.sock".into())));
+        assert_eq!(target("ws://a:8000").map(|target| target.authority), Ok("a:8000".into()));
+        for text in
+            ["", "a", "ws:a", "ws://", "ws:///", "ws://a b", "ws://a/b", "ws://u:p@a", "unix:a", "unix:", "wss://a"]
+        {
+            assert!(target(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_kept_as_they_are_compared() {
+        assert_eq!(host_pattern("Chat.Example.Com."), Ok(HostPattern::Exact("chat.example.com".into())));
+        assert_eq!(host_pattern("*.example.com"), Ok(HostPattern::Below(".example.com".into())));
+        assert_eq!(host_pattern("[::1]"), Ok(HostPattern::Exact("[::1]".into())));
+        assert_eq!(host_pattern("*"), Ok(HostPattern::Any));
+        assert_eq!(path_pattern("/chat/*"), Ok(PathPattern::Prefix("/chat/".into())));
+        assert_eq!(path_pattern("/*"), Ok(PathPattern::Prefix("/".into())));
+        assert_eq!(path_pattern("/chat/"), Ok(PathPattern::Exact("/chat/".into())));
+        assert_eq!(path_pattern("/a%20b"), Ok(PathPattern::Exact("/a%20b".into())));
+    }
+
+    #[test]
+    fn templates_are_taken_apart() {
+        let text = |text: &str| Piece::Text(text.into());
+        let pieces = [text("k "), Piece::Id, text("/"), Piece::Attribute("a.b".into()), Piece::Env("E".into())];
+        assert_eq!(template("k {id}/{attributes.a.b}{env.E}", true), Ok(pieces.into()));
+        assert_eq!(template("", true), Ok(Vec::new()));
+        for bad in ["{", "}", "{}", "{id", "id}", "{{id}}", "{env.}", "{attributes}", "a\nb"] {
+            assert!(template(bad, true).is_err(), "{bad}");
+        }
+        assert!(template("{env.E}", false).is_err());
+    }
+
+    #[test]
+    fn headers_of_the_proxy_are_its_own() {
+        for name in ["Host", "x_forwarded_for", "Sec-WebSocket-Key", "Connection", "X-Request-Id", "a b", ""] {
+            assert!(our_header(name).is_err(), "{name}");
+        }
+        for name in ["X-Auth-Key-Id", "Authorization", "X-Tenant", "Cookie"] {
+            assert!(our_header(name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn networks_have_no_bits_beyond_their_prefix() {
+        assert!(network("10.0.0.0/8").is_ok() && network("10.0.0.1").is_ok() && network("::/0").is_ok());
+        assert!(network("10.0.0.1/8").is_err() && network("10.0.0.0/33").is_err() && network("all").is_err());
+    }
+}
