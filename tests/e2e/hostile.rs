@@ -194,7 +194,7 @@ fn headers_without_end_are_cut_off() {
 fn many_half_open_connections_do_not_keep_others_out() {
     const MANY: usize = 200;
     let backend = Backend::echo();
-    let mut gate = Gate::start(&small(&backend, "timeouts: { head: 3s }\n"));
+    let mut gate = Gate::start(&small(&backend, "timeouts: { head: 2s }\n"));
     let halves = ["", "G", "GET /ws HTTP/1.1\r\n", "GET /ws HTTP/1.1\r\nHost: gate.test\r\nX-Api-Key: "];
     let mut open: Vec<Wire> = (0..MANY).map(|n| gate.send(halves[n % halves.len()])).collect();
     let mut client = gate.open(alice());
@@ -218,7 +218,7 @@ fn a_mute_upstream_ties_up_nothing_but_its_own() {
             conn.echo();
         }
     });
-    let mut gate = Gate::start(&crate::support::route(&backend, "timeouts: { handshake: 2s }"));
+    let mut gate = Gate::start(&crate::support::route(&backend, "timeouts: { handshake: 1s }"));
     let mut waiting: Vec<Wire> = (0..100).map(|_| gate.send(ws("/mute").with("X-Api-Key", KEY))).collect();
     let mut client = gate.open(alice());
     client.send("x");
@@ -250,7 +250,7 @@ fn without_descriptors_it_waits_and_goes_on_by_itself() {
 #[test]
 fn without_descriptors_silent_clients_are_thrown_out_in_time() {
     let backend = Backend::echo();
-    let mut gate = config(&small(&backend, "timeouts: { head: 1s }\n")).after("ulimit -n 64").start();
+    let mut gate = config(&small(&backend, "timeouts: { head: 300ms }\n")).after("ulimit -n 64").start();
     let silent: Vec<Wire> = (0..100).map(|_| gate.connect()).collect();
     let mut client = gate.send(alice()).opened().0;
     client.send("in");
