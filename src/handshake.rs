@@ -31,9 +31,9 @@ const MAX_PROTOCOLS: usize = 32;
 const MAX_PROTOCOL_BYTES: usize = 4 * 1024;
 
 /// What the detail of a plain request's 426 says when it carried a good key: the most common misunderstanding.
-pub const KEY_ON_PLAIN_REQUEST: &str = "the key is good, but this is a plain HTTP request: authenticating one request \
-    does not authenticate the WebSocket that is dialled next. Send the key on the WebSocket handshake itself, as a header \
-    or, from a browser, in the list of subprotocols";
+pub const KEY_ON_PLAIN_REQUEST: &str = "the key is good, but this is a plain HTTP request, and authenticating it does \
+    nothing for the WebSocket that is dialled next: the key must ride on the upgrade itself, as a header or, from a \
+    browser, in the list of subprotocols";
 
 /// Reads the handshake out of a request.
 ///
@@ -127,11 +127,11 @@ impl Upgrade {
     /// 400 `bad_handshake`, with the call that works.
     pub fn check_answerable(&self, carrier: Option<&Carrier>) -> Result<(), Denial> {
         match carrier {
-            Some(Carrier::Subprotocol { marker: None, prefix }) if self.protocols.is_empty() => {
-                let prefix = prefix.as_deref().unwrap_or_default();
+            Some(Carrier::Subprotocol { marker: None, example }) if self.protocols.is_empty() => {
+                let example = example.as_deref().unwrap_or_default();
                 let detail = format!(
                     "the credential is the only subprotocol offered, and it is never echoed: offer a real one beside it, \
-                     as in new WebSocket(url, [\"<your protocol>\", \"{prefix}<key>\"])"
+                     as in new WebSocket(url, [\"<your protocol>\", \"{example}\"])"
                 );
                 Err(Denial::new(Reason::BadHandshake, detail))
             }

@@ -198,6 +198,10 @@ impl Fields {
         if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err("a header name is not a token");
         }
+        let may_be_text = name.eq_ignore_ascii_case(b"cookie") && is_plain_text(value);
+        if !value.is_ascii() && !may_be_text {
+            return Err("a header value is not ASCII");
+        }
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
             if !std::str::from_utf8(value).is_ok_and(is_host) {
@@ -222,6 +226,12 @@ impl Fields {
             _ => Err("the request has two Host headers"),
         }
     }
+}
+
+/// Browsers send cookies as pages have set them, in any language. Bytes that some backends take for a line end (NEL, 0x85)
+/// or another control character are not among them.
+fn is_plain_text(value: &[u8]) -> bool {
+    std::str::from_utf8(value).is_ok_and(|text| !text.chars().any(char::is_control))
 }
 
 /// A stream that gives its vetted head, and what came with it, before it is read on.
@@ -297,7 +307,7 @@ mod tests {
         for good in [
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a%20b?q={\"x\":1}".replace('"', "%22").as_str(),
-            "POST /x?a=^ HTTP/1.1\r\nhost: [::1]:80\r\nX: caf\u{e9}\r\nContent-Length: 5\r\n\r\n",
+            "POST /x?a=^ HTTP/1.1\r\nhost: [::1]:80\r\nCookie: caf\u{e9}=1\r\nContent-Length: 5\r\n\r\n",
         ] {
             let head =
                 if good.contains("\r\n") { good.to_owned() } else { format!("{good} HTTP/1.1\r\nHost: a\r\n\r\n") };
@@ -318,6 +328,8 @@ mod tests {
             "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
             "CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: caf\u{e9}\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nCookie: a=\u{85}\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n: y\r\n\r\n",

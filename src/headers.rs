@@ -40,7 +40,8 @@ pub fn upstream_request(
     for (name, value) in &parts.headers {
         let plain = plain_name(name.as_str());
         let is_nominated = nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str()));
-        if !is_nominated && !is_ours(&plain) && !is_set_by(route, &plain) {
+        let is_alias = route.hide_credentials && route.verifier.has_alias(name.as_str(), &plain);
+        if !is_nominated && !is_alias && !is_ours(&plain) && !is_set_by(route, &plain) {
             head.line(name.as_str(), value.as_bytes());
         }
     }

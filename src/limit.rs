@@ -123,7 +123,8 @@ impl Counts {
         let open = self.lock();
         let Some(limit) = open.limits.max_failed_attempts_per_minute else { return Ok(()) };
         match open.failures.get(&network(address)) {
-            Some(bucket) if bucket.level_at(now, limit) >= f64::from(limit) => {
+            // Room for one more is wanted; what has leaked since the last failure makes none by itself.
+            Some(bucket) if bucket.level_at(now, limit) > f64::from(limit) - 1.0 => {
                 Err(Denial::new(Reason::TooManyAttempts, "too many failed attempts from this address")
                     .because("limits.max_failed_attempts_per_minute is reached"))
             }

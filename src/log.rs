@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
@@ -29,7 +30,9 @@ pub struct Entry {
     pub id: Box<str>,
     pub since: Instant,
     pub caller: IpAddr,
-    pub route: Option<std::sync::Arc<str>>,
+    pub route: Option<Arc<str>>,
+    /// Whose credential it is, once that is known.
+    pub key: Option<Arc<str>>,
     pub host: Option<Box<str>>,
     /// Without the query.
     pub path: Option<Box<str>>,
@@ -42,7 +45,7 @@ impl Entry {
     /// For a connection whose head could not be read.
     pub fn without_request(caller: IpAddr) -> Self {
         let id = new_id();
-        Self { id, since: Instant::now(), caller, route: None, host: None, path: None, origin: None }
+        Self { id, since: Instant::now(), caller, route: None, key: None, host: None, path: None, origin: None }
     }
 
     pub fn new(caller: IpAddr, path: &str, headers: &HeaderMap) -> Self {
@@ -66,7 +69,7 @@ impl Entry {
             reason = denial.reason.word(),
             status = denial.status().as_u16(),
             route = self.route.as_deref(),
-            key = denial.key.as_deref(),
+            key = denial.key.as_deref().or(self.key.as_deref()),
             caller = %self.caller,
             host = self.host.as_deref(),
             path = self.path.as_deref(),
@@ -83,6 +86,7 @@ impl Entry {
             id = &*self.id,
             status,
             route = self.route.as_deref(),
+            key = self.key.as_deref(),
             caller = %self.caller,
             host = self.host.as_deref(),
             path = self.path.as_deref(),

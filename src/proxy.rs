@@ -111,6 +111,7 @@ impl Proxy {
         let offered = &mut upgrade.protocols;
         let credential = route.verifier.take_credential(parts, offered, route.hide_credentials)?; // 400
         let principal = self.verify(&rules, route, credential.as_ref(), &caller)?; // who they are 401 429
+        entry.key = principal.key().map(|key| key.id.clone());
         let carrier = credential.as_ref().map(Credential::carrier);
         upgrade.check_answerable(carrier)?; // could we say yes                                400
         let door = Door { name: &route.name, conditions: &route.conditions };

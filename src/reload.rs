@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
 use crate::clock::UnixTime;
-use crate::config::{self, Config, Sources};
+use crate::config::{self, Config, Problems, Sources};
 use crate::end::Cause;
 use crate::proxy::Proxy;
 use crate::rules::Settings;
@@ -109,19 +109,14 @@ impl Reloader {
         let mut loaded = load(&self.path).await;
         for _ in 0..MAX_LOOKS {
             sleep(SETTLE).await;
-            match &loaded {
-                Ok(config) if !config.sources.looks_changed() => break,
-                _ => {}
-            }
-            let again = load(&self.path).await;
-            let same = match (&loaded, &again) {
-                (Err(before), Err(now)) => before == now,
-                _ => false,
+            let sources = match &loaded {
+                Ok(config) => Some(&config.sources),
+                Err(faulty) => faulty.sources.as_ref(),
             };
-            loaded = again;
-            if same {
+            if sources.is_none_or(|sources| !sources.looks_changed()) {
                 break;
             }
+            loaded = load(&self.path).await;
         }
         self.take(loaded, false);
     }
@@ -133,10 +128,10 @@ impl Reloader {
 
     /// Takes over what was loaded, or says why not. Without a change of content there is nothing to say, unless somebody
     /// asked.
-    fn take(&mut self, loaded: Result<Config, String>, asked: bool) {
+    fn take(&mut self, loaded: Result<Config, Faulty>, asked: bool) {
         let config = match loaded {
             Ok(config) => config,
-            Err(text) => return self.refuse(text, asked),
+            Err(faulty) => return self.refuse(faulty),
         };
         let is_new = config.sources.digest() != self.proxy.rules.load().fingerprint;
         self.watcher.follow(&config.sources);
@@ -161,14 +156,16 @@ impl Reloader {
         info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");
     }
 
-    fn refuse(&mut self, text: String, asked: bool) {
-        let before = self.current_status();
-        if !asked && before.error.as_deref() == Some(&*text) {
-            return; // said already
+    fn refuse(&mut self, faulty: Faulty) {
+        if let Some(sources) = faulty.sources {
+            self.watcher.follow(&sources);
+            self.sources = sources;
         }
+        let before = self.current_status();
         self.proxy.metrics.reload_failed();
-        error!(error = text, "reload failed, the rules stay as they were");
-        self.set_status(Status { ok: false, error: Some(text), ..before });
+        // The rules stay as they were.
+        error!(problems = faulty.count, error = faulty.text, "reload failed");
+        self.set_status(Status { ok: false, error: Some(faulty.text), ..before });
     }
 
     /// One atomic swap, then every live tunnel is asked about. Says how many have lost their right.
@@ -217,12 +214,26 @@ fn end_after(proxy: &Arc<Proxy>, lost: Vec<(Arc<Live>, Cause)>, delay: Duration)
     }
 }
 
+/// What is wrong with files that were not taken over.
+struct Faulty {
+    count: usize,
+    text: String,
+    /// What was read: a change of these may mend it.
+    sources: Option<Sources>,
+}
+
+impl From<Problems> for Faulty {
+    fn from(problems: Problems) -> Self {
+        Self { count: problems.len(), text: problems.to_string(), sources: Some(problems.into_sources()) }
+    }
+}
+
 /// Reads and compiles off the runtime: a million keys take a while.
-async fn load(path: &Path) -> Result<Config, String> {
+async fn load(path: &Path) -> Result<Config, Faulty> {
     let path = path.to_owned();
     match tokio::task::spawn_blocking(move || config::load(&path)).await {
-        Ok(loaded) => loaded.map_err(|problems| problems.to_string()),
-        Err(error) => Err(format!("the loader failed: {error}")),
+        Ok(loaded) => loaded.map_err(Faulty::from),
+        Err(error) => Err(Faulty { count: 1, text: format!("the loader failed: {error}"), sources: None }),
     }
 }
 

@@ -153,6 +153,9 @@ impl Reply {
             let length = Self::fill(stream, &mut bytes).await?;
             let rest = bytes.split_off(length);
             let (version, status, headers) = parse(&bytes).map_err(broken)?;
+            if status < 100 {
+                return Err(broken("its status is none"));
+            }
             if status >= 200 || status == 101 {
                 return Ok(Self { version, status, headers, rest });
             }

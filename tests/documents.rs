@@ -111,7 +111,7 @@ fn anchors(path: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The `type` of a refusal leads to its heading; README's table has it too; both say its status.
+/// Every reason has a heading; README's table has it too, and leads there; both say its status.
 #[test]
 fn every_reason_is_explained() {
     let (readme, text) = (read("README.md"), read("docs/refusals.md"));

@@ -41,6 +41,15 @@ pub enum Encoding {
     Base64Url,
 }
 
+impl Encoding {
+    fn example(self) -> &'static str {
+        match self {
+            Self::Raw => "<key>",
+            Self::Base64Url => "<base64url of key>",
+        }
+    }
+}
+
 /// What a caller shows: unverified and secret.
 #[derive(Debug)]
 pub struct Credential {
@@ -56,8 +65,8 @@ pub enum Carrier {
     Request,
     /// Sent by browsers to whoever made the page: wants an allowed origin.
     Cookie,
-    /// In the list of subprotocols; a pair's marker as the client wrote it.
-    Subprotocol { marker: Option<Box<str>>, prefix: Option<Box<str>> },
+    /// In the list of subprotocols: a pair's marker as the client wrote it, or what a prefixed item looks like.
+    Subprotocol { marker: Option<Box<str>>, example: Option<Box<str>> },
 }
 
 impl Credential {
@@ -263,11 +272,12 @@ fn from_offer(offered: &mut Vec<Box<str>>, shape: &Shape, encoding: Encoding) ->
         Shape::Pair { .. } => {
             let secret = offered.remove(at + 1);
             let marker = Some(offered.remove(at));
-            (Zeroizing::new(String::from(secret)), Carrier::Subprotocol { marker, prefix: None })
+            (Zeroizing::new(String::from(secret)), Carrier::Subprotocol { marker, example: None })
         }
         Shape::Prefix(prefix) => {
             let item = Zeroizing::new(String::from(offered.remove(at)));
-            let carrier = Carrier::Subprotocol { marker: None, prefix: Some(prefix.clone()) };
+            let carrier =
+                Carrier::Subprotocol { marker: None, example: Some(format!("{prefix}{}", encoding.example()).into()) };
             (Zeroizing::new(item[prefix.len()..].to_owned()), carrier)
         }
     };
@@ -275,11 +285,19 @@ fn from_offer(offered: &mut Vec<Box<str>>, shape: &Shape, encoding: Encoding) ->
         Encoding::Raw => Secret::new(text.as_bytes()),
         Encoding::Base64Url => {
             const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT_PADDING);
-            // What cannot be decoded is looked up as it is, so that it is found to be unknown.
-            URL_SAFE.decode(text.as_bytes()).map_or_else(|_| Secret::new(text.as_bytes()), Secret::new)
+            match URL_SAFE.decode(text.as_bytes()) {
+                Ok(decoded) => Secret::new(decoded),
+                Err(_) => return Ok(Some(Credential { secret: unreadable(), user: None, carrier })),
+            }
         }
     };
     Ok(plain(secret, carrier))
+}
+
+/// Stands for a credential that is there and cannot be decoded: looked up like any other, and never found, because no key
+/// has an empty secret.
+fn unreadable() -> Secret {
+    Secret::new("")
 }
 
 /// "send the key in ... or in ...", from the route's own configuration.
@@ -296,10 +314,7 @@ fn describe(place: &Place) -> String {
         Place::Query(name) => format!("query parameter {name}"),
         Place::Cookie(name) => format!("cookie {name}"),
         Place::Subprotocol { shape, encoding } => {
-            let value = match encoding {
-                Encoding::Raw => "<key>",
-                Encoding::Base64Url => "<base64url of key>",
-            };
+            let value = encoding.example();
             match shape {
                 Shape::Pair { marker, .. } => format!("new WebSocket(url, [\"{marker}\", \"{value}\"])"),
                 Shape::Prefix(prefix) => {

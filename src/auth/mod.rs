@@ -11,6 +11,7 @@ use self::api_key::{Key, Keys, Rejected};
 pub use self::credential::{Credential, Place};
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
+use crate::fields::plain_name;
 use crate::secret::Digest;
 
 /// How a route wants to know who is calling.
@@ -69,6 +70,23 @@ impl Verifier {
         match self {
             Self::Open => Ok(None),
             Self::ApiKey(places) => credential::take(places, parts, offered, hide),
+        }
+    }
+}
+
+impl Verifier {
+    /// Whether a backend might read a header of this name (`plain`: as such backends read it) as one that a credential of
+    /// this route stands in, although it is another one.
+    pub fn has_alias(&self, name: &str, plain: &str) -> bool {
+        let stands_for = |wanted: &str| wanted != name && plain_name(wanted) == plain;
+        match self {
+            Self::Open => false,
+            Self::ApiKey(places) => places.iter().any(|place| match place {
+                Place::Header(wanted) => stands_for(wanted.as_str()),
+                Place::Bearer | Place::Basic => stands_for("authorization"),
+                Place::Cookie(_) => stands_for("cookie"),
+                Place::Query(_) | Place::Subprotocol { .. } => false,
+            }),
         }
     }
 }

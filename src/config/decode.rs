@@ -110,14 +110,11 @@ type Upstreams = Vec<(Box<str>, Upstream)>;
 fn upstreams(fields: &Fields<'_, '_>, faults: &mut Faults) -> (Option<(value::Target, Box<str>)>, Upstreams) {
     let url = |text: &str| Ok((value::target(text)?, text.into()));
     let short = fields.parsed("upstream", url, faults);
-    if fields.has("upstream") {
-        for other in ["routes", "upstreams"] {
-            if fields.has(other) {
-                let wrong = Wrong::new(format!("upstream and {other} cannot stand together"));
-                let hint = "upstream is short for one route that takes everything: write it into a route instead";
-                faults.name(&fields.at.field("upstream"), wrong.hint(hint));
-            }
-        }
+    let others = ["routes", "upstreams"];
+    if let Some(other) = others.iter().find(|other| fields.has("upstream") && fields.has(other)) {
+        let wrong = Wrong::new(format!("upstream and {other} cannot stand together"));
+        let hint = "upstream is short for one route that takes everything: write it into a route instead";
+        faults.name(&fields.at.field("upstream"), wrong.hint(hint));
     }
     let mut named = Vec::new();
     fields.named("upstreams", faults, |name, node, path, faults| {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::problem::{Faults, Path, Wrong, nearest};
+use super::problem::{Faults, HIDDEN, Path, Wrong, is_name, nearest};
 use super::schema::{Field, Section};
 use super::value;
 use super::yaml::Node;
@@ -233,10 +233,8 @@ pub fn mismatch(wanted: &str, node: &Node) -> Wrong {
 }
 
 fn unknown(name: &str, index: usize, again: bool, section: &Section, at: &Path<'_>, faults: &mut Faults) {
-    let known = section.fields.iter().map(|field| field.name);
-    let near = nearest(name, known);
-    // Where secrets live, a name may be one that slipped to the left of a colon.
-    let shown = if section.private && near.is_none() { HIDDEN } else { name };
+    let near = meant(name, section);
+    let shown = if may_be_shown(name, section) { name } else { HIDDEN };
     let path = if again || shown == HIDDEN { at.again(shown, index) } else { at.field(shown) };
     let wrong = if section.later.contains(&name) {
         Wrong::new("this is not supported by this version").hint("leave it out")
@@ -250,8 +248,18 @@ fn unknown(name: &str, index: usize, again: bool, section: &Section, at: &Path<'
     faults.name(&path, wrong);
 }
 
-/// Stands for a name that is not shown.
-pub const HIDDEN: &str = "(hidden)";
+/// The field of a section that was probably meant. Where no secret can be, a part of its name is enough.
+fn meant(name: &str, section: &Section) -> Option<&'static str> {
+    let known = || section.fields.iter().map(|field| field.name);
+    let contained =
+        |known: &&str| name.len() >= 4 && known.len() >= 4 && (known.contains(name) || name.contains(known));
+    nearest(name, known()).or_else(|| known().find(contained).filter(|_| !section.private))
+}
+
+/// Whether a name that is not known may be shown: where secrets live, it may be one that slipped to the left of a colon.
+pub fn may_be_shown(name: &str, section: &Section) -> bool {
+    is_name(name) && (!section.private || meant(name, section).is_some())
+}
 
 fn examples(section: &Section) -> String {
     let names: Vec<&str> = section.fields.iter().map(|field| field.name).collect();

@@ -193,7 +193,8 @@ fn digests(
             From::Plain(plain) => {
                 let wrong = Wrong::new(format!("the key \"{}\" has its secret in plain text", key.id));
                 let wrong = wrong.hint("write its sha256 instead; wsbouncer key hash makes it");
-                at_secret(path, key.shorthand, secret, |path| warnings.value(path, wrong.clone()));
+                let place = if key.shorthand { path.field("secret") } else { item.field("plain") };
+                warnings.value(&place, wrong);
                 Ok(plain.digest())
             }
             From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),
@@ -220,10 +221,10 @@ fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
 
 fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
     let path = outside.base.join(name);
-    let relative = path.as_os_str() != name;
     let bytes = outside.reader.read(&path, MAX_SECRET_FILE).map_err(|wrong| {
         let hint = format!("relative paths start at the directory of the main file, {}", outside.base.display());
-        if relative { wrong.hint(hint) } else { wrong }
+        let relative = FilePath::new(name).is_relative();
+        if relative && !path.exists() { wrong.hint(hint) } else { wrong }
     })?;
     // Editors and echo end a file with a line break that nobody means.
     let secret = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));

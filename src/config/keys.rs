@@ -1,7 +1,7 @@
 //! One key: from the tree to [`schema::Key`]. Nothing here repeats a value: any of them may be a secret that slipped.
 
-use super::fields::{Fields, HIDDEN, mismatch, parsed};
-use super::problem::{Faults, Path, Wrong};
+use super::fields::{Fields, mismatch, parsed};
+use super::problem::{Faults, HIDDEN, Path, Wrong};
 use super::schema::{self, From, Key, KeySecret};
 use super::value::{self, Digest, Secret};
 use super::yaml::Node;

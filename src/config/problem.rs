@@ -93,7 +93,9 @@ impl std::fmt::Display for Place {
         }
         for step in &self.steps {
             match step {
-                Step::Field(name) | Step::Again(name, _) => write!(f, "{between}{name}")?,
+                Step::Field(name) | Step::Again(name, _) => {
+                    write!(f, "{between}{}", if is_name(name) { name } else { HIDDEN })?;
+                }
                 Step::Item(index) => write!(f, "[{index}]")?,
             }
             between = ".";
@@ -101,6 +103,15 @@ impl std::fmt::Display for Place {
         Ok(())
     }
 }
+
+/// Whether this looks like the name of something. What stands on the left of a colon may also be a value whose own colon
+/// is missing, and that may be a secret.
+pub fn is_name(text: &str) -> bool {
+    text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+/// Stands for a name that is not shown.
+pub const HIDDEN: &str = "(hidden)";
 
 /// Which part of an entry a fault is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -85,6 +85,10 @@ impl Problems {
     pub fn sources(&self) -> &Sources {
         &self.sources
     }
+
+    pub fn into_sources(self) -> Sources {
+        self.sources
+    }
 }
 
 impl std::error::Error for Problems {}

@@ -31,8 +31,18 @@ pub struct Field {
     /// As it would be written; the decoder parses this very text. Empty where there is none.
     pub default: &'static str,
     pub below: Below,
-    /// Whether diagnostics may show the value.
-    pub shown: bool,
+    pub shown: Shown,
+}
+
+/// Whether diagnostics may show a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    Yes,
+    /// If it looks like a name: it stands beside secrets, and may have been swapped with one.
+    IfName,
+    /// If it looks like a number, a date, or true or false.
+    IfNumber,
+    No,
 }
 
 /// What stands under a field.
@@ -50,15 +60,19 @@ pub enum Below {
 }
 
 const fn value(name: &'static str, default: &'static str) -> Field {
-    Field { name, default, below: Below::Value, shown: true }
+    Field { name, default, below: Below::Value, shown: Shown::Yes }
+}
+
+const fn number(name: &'static str, default: &'static str) -> Field {
+    Field { name, default, below: Below::Value, shown: Shown::IfNumber }
 }
 
 const fn section(name: &'static str, below: &'static Section) -> Field {
-    Field { name, default: "", below: Below::Section(below), shown: true }
+    Field { name, default: "", below: Below::Section(below), shown: Shown::Yes }
 }
 
 const fn hidden(name: &'static str, below: Below) -> Field {
-    Field { name, default: "", below, shown: false }
+    Field { name, default: "", below, shown: Shown::No }
 }
 
 const fn fields(fields: &'static [Field]) -> Section {
@@ -69,10 +83,10 @@ pub static FILE: Section = Section {
     later: &["tickets", "tls", "proxy_protocol"],
     ..fields(&[
         section("listen", &LISTEN),
-        Field { name: "admin", default: "127.0.0.1:9901", below: Below::Section(&ADMIN), shown: true },
+        Field { name: "admin", default: "127.0.0.1:9901", below: Below::Section(&ADMIN), shown: Shown::Yes },
         value("trusted_proxies", ""),
         value("upstream", ""),
-        Field { name: "upstreams", default: "", below: Below::Named(&Below::Section(&UPSTREAM)), shown: true },
+        Field { name: "upstreams", default: "", below: Below::Named(&Below::Section(&UPSTREAM)), shown: Shown::Yes },
         hidden("keys", Below::Section(&KEY)),
         value("key_files", ""),
         section("routes", &ROUTE),
@@ -97,14 +111,14 @@ pub static UPSTREAM: Section =
 pub static KEY: Section = Section {
     private: true,
     ..fields(&[
-        value("id", ""),
+        Field { name: "id", default: "", below: Below::Value, shown: Shown::IfName },
         hidden("secret", Below::Value),
         hidden("secrets", Below::Section(&SECRET)),
         hidden("routes", Below::Value),
-        value("not_before", ""),
-        value("expires_at", ""),
-        value("disabled", "false"),
-        value("max_connections", ""),
+        number("not_before", ""),
+        number("expires_at", ""),
+        number("disabled", "false"),
+        number("max_connections", ""),
         hidden("attributes", Below::Texts { names_shown: false }),
     ])
 };
@@ -116,7 +130,7 @@ pub static SECRET: Section = Section {
         hidden("plain", Below::Value),
         hidden("env", Below::Value),
         hidden("file", Below::Value),
-        value("valid_until", ""),
+        number("valid_until", ""),
     ])
 };
 

@@ -1,9 +1,10 @@
 //! The line of a fault, with everything hidden that could be a secret. What is shown is on a list (the table of fields);
 //! when a line holds anything that is not understood, none of it is.
 
+use super::fields::may_be_shown;
 use super::locate::{Body, Extent, Tree};
-use super::problem::FileId;
-use super::schema::{self, Below};
+use super::problem::{FileId, is_name};
+use super::schema::{self, Below, Shown};
 
 /// A line that may be shown, and what in it is meant.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,23 +19,25 @@ pub struct Snippet {
 #[derive(Clone, Copy)]
 pub struct Section {
     below: &'static Below,
-    shown: bool,
-    private: bool,
+    shown: Shown,
 }
 
 static FILE: Below = Below::Section(&schema::FILE);
 static KEY_FILE: Below = Below::Section(&schema::KEY_FILE);
 static KEYS: Below = Below::Section(&schema::KEY);
-static NOTHING: Below = Below::Value;
+const NOTHING: Section = Section { below: &Below::Value, shown: Shown::No };
 
 impl Section {
     /// What the root of a text is.
     pub fn of(tree: &Tree, file: FileId, is_keys: bool) -> Self {
-        if file == FileId(0) {
-            return Self { below: &FILE, shown: true, private: false };
-        }
-        let below = if is_keys || matches!(tree.body, Body::List(_)) { &KEYS } else { &KEY_FILE };
-        Self { below, shown: false, private: true }
+        let below = if file == FileId(0) {
+            &FILE
+        } else if is_keys || matches!(tree.body, Body::List(_)) {
+            &KEYS
+        } else {
+            &KEY_FILE
+        };
+        Self { below, shown: Shown::No }
     }
 }
 
@@ -71,12 +74,11 @@ fn collect(tree: &Tree, section: Section, line: usize, marks: &mut Vec<Mark>) ->
         return true;
     }
     match &tree.body {
-        Body::Scalar(text) => add(tree.at, section.shown && is_harmless(text, section.private), line, marks),
+        Body::Scalar(text) => add(tree.at, is_shown(text, section.shown), line, marks),
         Body::List(list) => list.iter().all(|item| collect(item, section, line, marks)),
         Body::Map(map) => map.iter().all(|entry| {
             let (name_shown, below) = entry_of(&entry.name, section);
-            add(entry.name_at, name_shown && is_harmless(&entry.name, false), line, marks)
-                && collect(&entry.value, below, line, marks)
+            add(entry.name_at, name_shown, line, marks) && collect(&entry.value, below, line, marks)
         }),
     }
 }
@@ -91,32 +93,28 @@ fn add(at: Extent, shown: bool, line: usize, marks: &mut Vec<Mark>) -> bool {
 
 /// Whether the name of an entry may be shown, and what stands below it.
 fn entry_of(name: &str, above: Section) -> (bool, Section) {
-    let nothing = Section { below: &NOTHING, shown: false, private: above.private };
     match above.below {
-        Below::Value => (false, nothing),
-        Below::Texts { names_shown } => (*names_shown, nothing),
-        Below::Named(below) => (true, Section { below, shown: above.shown, private: false }),
+        Below::Value => (false, NOTHING),
+        Below::Texts { names_shown } => (*names_shown && is_name(name), NOTHING),
+        Below::Named(below) => (is_name(name), Section { below, shown: above.shown }),
         Below::Section(section) => match section.fields.iter().find(|field| field.name == name) {
-            Some(field) => {
-                let private = section.private || is_private(&field.below);
-                (true, Section { below: &field.below, shown: field.shown, private })
-            }
-            None => (!section.private, nothing),
+            Some(field) => (true, Section { below: &field.below, shown: field.shown }),
+            None => (may_be_shown(name, section), NOTHING),
         },
     }
 }
 
-fn is_private(below: &Below) -> bool {
-    matches!(below, Below::Section(section) if section.private)
-}
-
-/// Where secrets live only ids, dates, numbers and words of ours are shown; elsewhere all but URLs that may hold one.
-fn is_harmless(text: &str, private: bool) -> bool {
-    if private {
-        let plain = |byte: u8| byte.is_ascii_digit() || b"-:.+TZ ".contains(&byte);
-        return text.len() <= 32 && (text.bytes().all(plain) || matches!(text, "true" | "false"));
+fn is_shown(text: &str, shown: Shown) -> bool {
+    match shown {
+        // A URL may hold a password, or a token behind its question mark.
+        Shown::Yes => text.chars().count() <= 100 && !text.contains(['@', '?']),
+        Shown::IfName => is_name(text),
+        Shown::IfNumber => {
+            let usual = |byte: u8| byte.is_ascii_digit() || b"-:.+TZ ".contains(&byte);
+            text.len() <= 32 && (text.bytes().all(usual) || matches!(text, "true" | "false"))
+        }
+        Shown::No => false,
     }
-    text.chars().count() <= 100 && !text.contains(['@', '?'])
 }
 
 /// Puts the line together again.

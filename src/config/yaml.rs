@@ -24,7 +24,8 @@ impl Node {
         match self {
             Self::Null => "nothing",
             Self::Bool(_) => "true or false",
-            Self::Integer(_) | Self::Fraction => "a number",
+            Self::Integer(_) => "a number",
+            Self::Fraction => "a fraction",
             Self::Text(_) => "text",
             Self::List(_) => "a list",
             Self::Map(_) => "a map",
@@ -96,8 +97,20 @@ fn unreadable(error: &serde_yaml::Error, text: &str) -> Unreadable {
         let says = "a second YAML document begins here; the file must be one document".into();
         return Unreadable { line, column: 1, says, hint: Some("remove the --- line") };
     }
+    if raw.contains("control characters") {
+        return control_character(text);
+    }
     let known = SYNTAX.iter().find(|(part, _, _)| raw.contains(part));
     known.map_or_else(|| found("this is not valid YAML", None), |(_, says, hint)| found(says, *hint))
+}
+
+/// libyaml does not say where.
+fn control_character(text: &str) -> Unreadable {
+    let is_bad = |letter: char| letter.is_control() && !matches!(letter, '\t' | '\n' | '\r' | '\u{85}');
+    let before = text.split(is_bad).next().unwrap_or_default();
+    let line = 1 + before.matches('\n').count();
+    let column = 1 + before.rsplit('\n').next().unwrap_or_default().chars().count();
+    Unreadable { line, column, says: "a control character stands here".into(), hint: None }
 }
 
 /// What libyaml says, and what a person can do about it. The first that is contained counts.
@@ -146,7 +159,6 @@ const SYNTAX: &[(&str, &str, Option<&str>)] = &[
     ),
     ("block sequence entries are not allowed", "a list item cannot begin here", Some("begin it on a line of its own")),
     ("block mapping", "the indentation is wrong here", None),
-    ("control characters are not allowed", "the file holds a control character", None),
     ("repetition limit", TOO_MANY, None),
 ];
 
@@ -184,7 +196,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
     type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(TAGGED)
+        f.write_str("a value")
+    }
+
+    /// An empty file.
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
     }
 
     fn visit_unit<E>(self) -> Result<Node, E> {

@@ -192,8 +192,8 @@ fn a_plain_request_with_a_valid_key_learns_what_was_meant() {
     let answer = gate.refuses_before(&backend, with_key, 426, "upgrade_required");
     let detail = answer.field("detail").to_lowercase();
     assert!(
-        detail.contains("key") && detail.contains("handshake itself"),
-        "the key must ride on the handshake itself: {detail}"
+        detail.contains("key") && detail.contains("upgrade itself"),
+        "the key must ride on the upgrade itself: {detail}"
     );
     let bare = gate.refuses_before(&backend, plain_get("/ws"), 426, "upgrade_required").field("detail");
     let wrong = plain_get("/ws").with("X-Api-Key", WRONG);

@@ -29,7 +29,7 @@ keys:
   await check('an authenticated plain GET gets a 426 that explains the mistake', async () => {
     const problem = assertRefused(mistaken.get, 426, 'upgrade_required');
     assert.match(problem.detail, /key is good/);
-    assert.match(problem.detail, /key on the WebSocket handshake itself/);
+    assert.match(problem.detail, /key must ride on the upgrade itself/);
     assert.deepEqual(mistaken.get.headers['Sec-Websocket-Version'], ['13']);
     return problem.detail;
   });
