@@ -290,6 +290,39 @@ fn a_route_that_comes_back_in_time_keeps_its_tunnels() {
 }
 
 #[test]
+fn tunnels_of_an_upstream_that_is_removed_end_after_their_time() {
+    let (old, new) = (Backend::manual(), Backend::manual());
+    let after = "live_connections: { on_route_removed: { after: 500ms } }\n";
+    let yaml = |backend: &Backend| two_keys(backend, ALICE, BOB) + after;
+    let gate = Gate::start(&yaml(&old));
+    let mut before = tunnel(&gate, &old, "alice-secret");
+    gate.edit_config(&yaml(&new));
+    still_open(&mut before);
+    let mut later = tunnel(&gate, &new, "alice-secret");
+    assert_eq!(before.0.read_close(), (1012, "route_removed".into()));
+    still_open(&mut later);
+}
+
+#[test]
+fn a_route_that_is_closed_to_strangers_closes_theirs() {
+    let backend = Backend::manual();
+    let open = route(&backend, "auth: none");
+    let gate = Gate::start(&open);
+    let client = gate.send(ws("/ws"));
+    let mut up = backend.next();
+    up.accept();
+    let mut stranger = (client.opened().0, up);
+    gate.edit_config(&route(&backend, "auth: [ api_key ]"));
+    assert_eq!(stranger.0.read_close(), (4401, "revoked".into()));
+    let client = gate.send(alice());
+    let mut up = backend.next();
+    up.accept();
+    let mut known = (client.opened().0, up);
+    gate.edit_config(&open);
+    still_open(&mut known);
+}
+
+#[test]
 fn revocation_can_be_put_off() {
     let backend = Backend::manual();
     let later = "live_connections: { on_revoked: { after: 700ms } }\n";
@@ -485,6 +518,17 @@ fn a_signal_and_the_admin_listener_reload_at_once() {
     let line = gate.log_lines(|line| line.is("reloaded")).pop().unwrap();
     assert_eq!((line.number("routes"), line.number("keys")), (2, 2));
     assert!(gate.metric("wsbouncer_config_reloads_total", &[("result", "ok")]) >= before + 3.0);
+}
+
+#[test]
+fn many_who_ask_for_a_reload_at_once_are_all_answered() {
+    let (_backend, gate) = stand();
+    thread::scope(|scope| {
+        let asking: Vec<_> = (0..12).map(|_| scope.spawn(|| gate.admin("POST", "/reload").status())).collect();
+        for answer in asking {
+            assert_eq!(answer.join().unwrap(), 200);
+        }
+    });
 }
 
 // ---- bad files
