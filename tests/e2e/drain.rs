@@ -50,8 +50,8 @@ fn tunnels_are_told_1012_and_the_process_ends_with_0() {
         up.read_to_close();
     }
     assert_eq!(gate.exit().code(), Some(0));
+    eventually("five lines", || gate.log_lines(|line| line.is("tunnel closed")).len() == 5);
     let closed = gate.log_lines(|line| line.is("tunnel closed"));
-    assert_eq!(closed.len(), 5);
     assert!(closed.iter().all(|line| line.get("cause") == "drain" && line.get("code") == "1012"), "{closed:?}");
 }
 

@@ -409,7 +409,7 @@ fn there_is_one_host_and_it_is_nothing_but_a_host() {
 #[test]
 fn other_protocols_get_no_further_than_the_head() {
     let backend = Backend::manual();
-    let gate = Gate::start(&small(&backend, "timeouts: { head: 1s }\n"));
+    let gate = Gate::start(&small(&backend, "timeouts: { head: 300ms }\n"));
     let hellos: [&[u8]; 6] = [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"SSH-2.0-OpenSSH_9.0\r\n",

@@ -519,6 +519,76 @@ fn a_reader_that_never_reads_again_can_still_be_revoked() {
 }
 
 #[test]
+fn what_a_lost_upstream_had_sent_arrives_before_the_word_about_it() {
+    let (backend, gate) = stand();
+    let (mut client, up) = tunnel(&gate, &backend);
+    let messages: Vec<u8> = (0..40).flat_map(|n| plain(2, &noise(50_000, n))).collect();
+    let mut sender = up.handle();
+    let sent = messages.clone();
+    // It sends all it has and is gone, while the client has not begun to read.
+    let upstream = thread::spawn(move || {
+        sender.write_all(&sent).unwrap();
+        up.close();
+    });
+    pause(Duration::from_millis(300));
+    client.expect(&messages);
+    assert_eq!(client.read_close(), (1014, "upstream_lost".into()));
+    upstream.join().unwrap();
+}
+
+#[test]
+fn an_upstream_that_says_yes_and_is_gone_is_a_tunnel_that_ended() {
+    let (backend, gate) = stand();
+    let client = gate.send(alice());
+    let mut up = backend.next();
+    let yes = up.accept_bytes("", &plain(1, b"only this"));
+    up.send(yes);
+    up.close();
+    let (mut client, _) = client.opened();
+    client.expect(plain(1, b"only this"));
+    assert_eq!(client.read_close().0, 1014);
+    drop(client);
+    gate.closed("upstream_lost");
+}
+
+/// Whole frames, then perhaps a Close of the gate's, then nothing: or whole frames and a piece of one, and no Close.
+#[track_caller]
+fn check_frames(bytes: &[u8], sent: &Frame) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let Some((frame, after)) = Frame::split(rest) else {
+            assert!(plain(sent.opcode, &sent.payload).starts_with(rest), "a Close within a frame");
+            return;
+        };
+        rest = after;
+        match frame.close() {
+            Some((code, _)) => assert_eq!((code, rest.len()), (4401, 0), "the Close is the last word"),
+            None => assert!(frame == *sent, "a frame was damaged"),
+        }
+    }
+}
+
+#[test]
+fn a_slow_reader_is_never_given_a_close_within_a_frame() {
+    for size in [10, 1000, 100_000] {
+        let (backend, gate) = stand_with("");
+        let (mut client, up) = tunnel(&gate, &backend);
+        let payload = noise(size, 11);
+        let frame = plain(2, &payload);
+        let mut sender = up.handle();
+        let flood = thread::spawn(move || while sender.write_all(&frame).is_ok() {});
+        // Behind: the gate holds what the client has not taken yet.
+        pause(Duration::from_millis(200));
+        gate.replace("wsbouncer.yaml", &gate.yaml().replace("id: alice, secret: ", "id: bob, secret: not-"));
+        gate.log_line(|line| line.is("reloaded"));
+        let (bytes, _) = client.read_to_close();
+        check_frames(&bytes, &Frame { opcode: 2, masked: false, payload });
+        drop((client, up));
+        flood.join().unwrap();
+    }
+}
+
+#[test]
 fn idle_tunnels_cost_little_memory() {
     let backend = Backend::serve(|mut conn| {
         conn.accept();

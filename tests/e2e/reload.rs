@@ -211,21 +211,24 @@ fn in_seconds(seconds: i64) -> String {
 
 #[test]
 fn a_date_that_passes_needs_no_edit() {
-    for dated in [
-        "{ id: alice, secrets: [ { plain: alice-secret, valid_until: SOON } ] }",
-        "{ id: alice, secret: alice-secret, expires_at: SOON }",
-    ] {
-        let alice = dated.replace("SOON", &in_seconds(3));
-        let backend = Backend::manual();
-        let gate = Gate::start(&two_keys(&backend, &alice, BOB));
-        let mut alice = tunnel(&gate, &backend, "alice-secret");
-        let mut bob = tunnel(&gate, &backend, "bob-secret");
-        assert_eq!(alice.0.read_close(), (4401, "expired".into()));
-        gate.closed("expired");
-        still_open(&mut bob);
-        gate.refuses_before(&backend, with("alice-secret"), 401, "expired_credential");
-        assert_eq!(gate.log_lines(|line| line.is("reloaded")).len(), 0);
+    let soon = in_seconds(3);
+    let alice =
+        format!("{{ id: alice, secrets: [ {{ plain: alice-secret, valid_until: {soon} }}, {{ plain: long }} ] }}");
+    let carol = format!("{{ id: carol, secret: carol-secret, expires_at: {soon} }}");
+    let backend = Backend::manual();
+    let gate = Gate::start(&two_keys(&backend, &alice, &carol));
+    let mut alice = tunnel(&gate, &backend, "alice-secret");
+    let mut carol = tunnel(&gate, &backend, "carol-secret");
+    let mut long = tunnel(&gate, &backend, "long");
+    for dated in [&mut alice, &mut carol] {
+        assert_eq!(dated.0.read_close(), (4401, "expired".into()));
     }
+    eventually("both are closed", || gate.log_lines(|line| line.get("cause") == "expired").len() == 2);
+    still_open(&mut long);
+    for secret in ["alice-secret", "carol-secret"] {
+        gate.refuses_before(&backend, with(secret), 401, "expired_credential");
+    }
+    assert_eq!(gate.log_lines(|line| line.is("reloaded")).len(), 0);
 }
 
 #[test]
@@ -236,11 +239,11 @@ fn a_date_can_be_moved_for_tunnels_that_stand() {
     let mut later = tunnel(&gate, &backend, "alice-secret");
     gate.edit_config(&two_keys(&backend, ALICE, BOB));
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(4) {
+    while start.elapsed() < Duration::from_millis(3200) {
         still_open(&mut later);
         pause(Duration::from_millis(50));
     }
-    gate.edit_config(&two_keys(&backend, &dated(2), BOB));
+    gate.edit_config(&two_keys(&backend, &dated(1), BOB));
     assert_eq!(later.0.read_close(), (4401, "expired".into()));
 }
 
@@ -284,6 +287,39 @@ fn a_route_that_comes_back_in_time_keeps_its_tunnels() {
         still_open(&mut side);
         pause(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn tunnels_of_an_upstream_that_is_removed_end_after_their_time() {
+    let (old, new) = (Backend::manual(), Backend::manual());
+    let after = "live_connections: { on_route_removed: { after: 500ms } }\n";
+    let yaml = |backend: &Backend| two_keys(backend, ALICE, BOB) + after;
+    let gate = Gate::start(&yaml(&old));
+    let mut before = tunnel(&gate, &old, "alice-secret");
+    gate.edit_config(&yaml(&new));
+    still_open(&mut before);
+    let mut later = tunnel(&gate, &new, "alice-secret");
+    assert_eq!(before.0.read_close(), (1012, "route_removed".into()));
+    still_open(&mut later);
+}
+
+#[test]
+fn a_route_that_is_closed_to_strangers_closes_theirs() {
+    let backend = Backend::manual();
+    let open = route(&backend, "auth: none");
+    let gate = Gate::start(&open);
+    let client = gate.send(ws("/ws"));
+    let mut up = backend.next();
+    up.accept();
+    let mut stranger = (client.opened().0, up);
+    gate.edit_config(&route(&backend, "auth: [ api_key ]"));
+    assert_eq!(stranger.0.read_close(), (4401, "revoked".into()));
+    let client = gate.send(alice());
+    let mut up = backend.next();
+    up.accept();
+    let mut known = (client.opened().0, up);
+    gate.edit_config(&open);
+    still_open(&mut known);
 }
 
 #[test]
@@ -482,6 +518,17 @@ fn a_signal_and_the_admin_listener_reload_at_once() {
     let line = gate.log_lines(|line| line.is("reloaded")).pop().unwrap();
     assert_eq!((line.number("routes"), line.number("keys")), (2, 2));
     assert!(gate.metric("wsbouncer_config_reloads_total", &[("result", "ok")]) >= before + 3.0);
+}
+
+#[test]
+fn many_who_ask_for_a_reload_at_once_are_all_answered() {
+    let (_backend, gate) = stand();
+    thread::scope(|scope| {
+        let asking: Vec<_> = (0..12).map(|_| scope.spawn(|| gate.admin("POST", "/reload").status())).collect();
+        for answer in asking {
+            assert_eq!(answer.join().unwrap(), 200);
+        }
+    });
 }
 
 // ---- bad files

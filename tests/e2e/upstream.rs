@@ -7,7 +7,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::client::WS_KEY;
 use crate::support::frames::{plain, text};
-use crate::support::{Backend, Gate, KEY, alice, config, route, small, stand, stand_echo, ws};
+use crate::support::{Backend, Gate, KEY, alice, config, eventually, route, small, stand, stand_echo, ws};
 
 // ---- the request
 
@@ -318,6 +318,20 @@ fn every_tunnel_has_an_upstream_connection_of_its_own() {
     }
 }
 
+#[test]
+fn an_ipv4_caller_is_one_on_a_listener_for_both_kinds_too() {
+    if std::net::TcpListener::bind("[::]:0").is_err() {
+        // A machine without IPv6 has no such listener.
+        return;
+    }
+    let backend = Backend::echo();
+    let yaml = small(&backend, "trusted_proxies: [ 127.0.0.0/8 ]\n");
+    let mut gate = Gate::start(&format!("listen: \"[::]:0\"\n{yaml}"));
+    gate.addr.set_ip(Ipv4Addr::LOCALHOST.into());
+    gate.open(alice().with("X-Forwarded-For", "203.0.113.7"));
+    assert_eq!(backend.last_head().get("X-Forwarded-For"), Some("203.0.113.7, 127.0.0.1"));
+}
+
 // ---- an answer that is no 101
 
 #[test]
@@ -540,6 +554,18 @@ fn an_upstream_that_is_not_there_is_unreachable() {
         assert!(!line.get("cause").is_empty(), "the log says why: {line:?}");
         assert!(!answer.text().contains(&closed.to_string()), "the client does not learn where: {}", answer.text());
     }
+}
+
+#[test]
+fn a_client_that_hides_its_leaving_behind_early_bytes_is_given_up_in_time() {
+    let backend = Backend::manual();
+    let gate = Gate::start(&route(&backend, "timeouts: { handshake: 500ms }\nlimits: { max_connections: 1 }"));
+    let client = gate.send(alice().followed_by("x"));
+    let mut up = backend.next();
+    drop(client);
+    assert_eq!(up.read_to_close().0, b"");
+    drop(up);
+    eventually("the place is free", || gate.metric("wsbouncer_key_tunnels_open", &[("key", "alice")]) == 0.0);
 }
 
 #[test]

@@ -54,19 +54,29 @@ pub struct Frame {
 }
 
 impl Frame {
-    #[track_caller]
-    pub fn read(mut take: impl FnMut(usize) -> Vec<u8>) -> Self {
-        let start = take(2);
+    /// A frame out of whatever gives bytes; `None` where it gives too few.
+    pub fn read(mut take: impl FnMut(usize) -> Option<Vec<u8>>) -> Option<Self> {
+        let start = take(2)?;
         let masked = start[1] & 0x80 != 0;
         let length = match start[1] & 0x7f {
-            126 => u64::from(u16::from_be_bytes(take(2).try_into().unwrap())),
-            127 => u64::from_be_bytes(take(8).try_into().unwrap()),
+            126 => u64::from(u16::from_be_bytes(take(2)?.try_into().unwrap())),
+            127 => u64::from_be_bytes(take(8)?.try_into().unwrap()),
             short => u64::from(short),
         };
-        let mask = if masked { take(4) } else { vec![0; 4] };
-        let payload = take(usize::try_from(length).unwrap());
+        let mask = if masked { take(4)? } else { vec![0; 4] };
+        let payload = take(usize::try_from(length).unwrap())?;
         let payload = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-        Self { opcode: start[0] & 0x0f, masked, payload }
+        Some(Self { opcode: start[0] & 0x0f, masked, payload })
+    }
+
+    /// The first frame in these bytes, and what follows it.
+    pub fn split(mut bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let frame = Self::read(|count| {
+            let (taken, rest) = bytes.split_at_checked(count)?;
+            bytes = rest;
+            Some(taken.to_vec())
+        })?;
+        Some((frame, bytes))
     }
 
     /// Code and reason, if it is a Close.

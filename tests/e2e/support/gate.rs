@@ -1,11 +1,10 @@
 //! The built binary under test: started on port 0 with a file in a directory of its own, its log read line by line.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,149 +13,13 @@ use tempfile::TempDir;
 
 use super::client::{Request, WS_ACCEPT, plain_get};
 use super::head::{Answer, status};
+use super::log::{Log, LogLine};
 use super::metrics::Metrics;
+use super::setup::{complete, config};
 use super::wait::{eventually, eventually_some};
 use super::wire::{Wire, show};
 
-/// How to start the binary.
-pub struct Setup {
-    yaml: String,
-    files: Vec<(String, String)>,
-    env: Vec<(String, String)>,
-    level: &'static str,
-    format: &'static str,
-    before: &'static str,
-}
-
-/// A file; `listen` and `admin` on free ports are added where it does not say.
-pub fn config(yaml: &str) -> Setup {
-    Setup { yaml: yaml.to_owned(), files: Vec::new(), env: Vec::new(), level: "debug", format: "json", before: "" }
-}
-
-fn complete(yaml: &str) -> String {
-    let mut whole = String::new();
-    for field in ["listen", "admin"] {
-        if !yaml.lines().any(|line| line.starts_with(&format!("{field}:"))) {
-            whole += &format!("{field}: 127.0.0.1:0\n");
-        }
-    }
-    whole + yaml
-}
-
-impl Setup {
-    /// A file beside the main one.
-    #[must_use]
-    pub fn file(mut self, name: &str, content: &str) -> Self {
-        self.files.push((name.to_owned(), content.to_owned()));
-        self
-    }
-
-    #[must_use]
-    pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.env.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    #[must_use]
-    pub fn level(self, level: &'static str) -> Self {
-        Self { level, ..self }
-    }
-
-    #[must_use]
-    pub fn human(self) -> Self {
-        Self { format: "human", ..self }
-    }
-
-    /// A shell command that comes first, such as `ulimit -n 64`.
-    #[must_use]
-    pub fn after(self, command: &'static str) -> Self {
-        Self { before: command, ..self }
-    }
-
-    #[track_caller]
-    pub fn start(self) -> Gate {
-        let dir = TempDir::new().unwrap();
-        for (name, content) in &self.files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-        let file = dir.path().join("wsbouncer.yaml");
-        fs::write(&file, complete(&self.yaml)).unwrap();
-        let mut child = self
-            .command()
-            .args(["serve", "--log-format", self.format, "--log-level", self.level, "--config"])
-            .arg(&file)
-            .envs(self.env)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Log::default());
-        log.follow(child.stderr.take().unwrap(), |log| &log.err);
-        log.follow(child.stdout.take().unwrap(), |log| &log.out);
-        let mut gate = Gate { child: Some(child), log, dir, file, addr: unset(), admin: unset() };
-        gate.wait_until_listening();
-        gate
-    }
-
-    fn command(&self) -> Command {
-        const BINARY: &str = env!("CARGO_BIN_EXE_wsbouncer");
-        if self.before.is_empty() {
-            return Command::new(BINARY);
-        }
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("{}; exec \"$0\" \"$@\"", self.before), BINARY]);
-        shell
-    }
-}
-
-fn unset() -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], 0))
-}
-
-#[derive(Default)]
-struct Log {
-    err: Mutex<Vec<String>>,
-    out: Mutex<Vec<String>>,
-}
-
-impl Log {
-    fn follow(self: &Arc<Self>, from: impl Read + Send + 'static, to: fn(&Self) -> &Mutex<Vec<String>>) {
-        let log = self.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-                to(&log).lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
-            }
-        });
-    }
-}
-
-/// One line of the JSON log.
-#[derive(Debug, Clone)]
-pub struct LogLine(Value);
-
-impl LogLine {
-    pub fn is(&self, message: &str) -> bool {
-        self.0["message"] == message
-    }
-
-    /// A field as text; empty where there is none.
-    pub fn get(&self, field: &str) -> String {
-        match &self.0[field] {
-            Value::Null => String::new(),
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        }
-    }
-
-    #[track_caller]
-    pub fn number(&self, field: &str) -> u64 {
-        self.get(field).parse().unwrap_or_else(|_| panic!("{field} is no number in {}", self.0))
-    }
-}
-
+/// The running binary. It is killed when this is dropped, and its log is shown when the test fails.
 pub struct Gate {
     child: Option<Child>,
     log: Arc<Log>,
@@ -171,6 +34,17 @@ impl Gate {
     #[track_caller]
     pub fn start(yaml: &str) -> Self {
         config(yaml).start()
+    }
+
+    /// Takes over a process that was just started.
+    #[track_caller]
+    pub fn follow(mut child: Child, dir: TempDir, file: PathBuf) -> Self {
+        let log = Arc::new(Log::default());
+        log.follow(child.stderr.take().unwrap(), |log| &log.err);
+        log.follow(child.stdout.take().unwrap(), |log| &log.out);
+        let mut gate = Self { child: Some(child), log, dir, file, addr: unset(), admin: unset() };
+        gate.wait_until_listening();
+        gate
     }
 
     #[track_caller]
@@ -341,11 +215,7 @@ impl Gate {
     /// All lines so far that fit. Everything on stderr has to be JSON.
     #[track_caller]
     pub fn log_lines(&self, fits: impl Fn(&LogLine) -> bool) -> Vec<LogLine> {
-        let parse = |line: &String| {
-            let value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-            LogLine(value)
-        };
-        self.err_lines().iter().map(parse).filter(|line| fits(line)).collect()
+        self.err_lines().iter().map(|line| LogLine::parse(line)).filter(|line| fits(line)).collect()
     }
 
     /// The first line that fits, waited for.
@@ -466,6 +336,10 @@ impl Wire {
         assert_eq!(head.get("Sec-WebSocket-Accept"), Some(WS_ACCEPT));
         (self, head)
     }
+}
+
+fn unset() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 0))
 }
 
 /// What was sent, in the output of a test that fails over it.

@@ -5,13 +5,16 @@ pub mod client;
 pub mod frames;
 pub mod gate;
 pub mod head;
+pub mod log;
 pub mod metrics;
+pub mod setup;
 pub mod wait;
 pub mod wire;
 
 pub use backend::{Backend, Conn};
 pub use client::{Request, ws};
-pub use gate::{Gate, config};
+pub use gate::Gate;
+pub use setup::config;
 pub use wait::{eventually, pause};
 pub use wire::Wire;
 

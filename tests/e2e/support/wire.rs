@@ -221,7 +221,7 @@ impl Wire {
 
     #[track_caller]
     pub fn read_frame(&mut self) -> Frame {
-        Frame::read(|count| self.read_exact(count))
+        Frame::read(|count| Some(self.read_exact(count))).expect("as many bytes as it takes")
     }
 
     /// The Close frame that comes next, and then the end of the stream within the grace.
