@@ -33,32 +33,56 @@ pub fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A name as CGI-like backends read it, where `_` and `.` are as good as `-`. Names are in lower case here.
+/// A name as CGI-like backends read it, where every character that is no letter or digit is as good as `-`. Names are in
+/// lower case here.
 pub fn plain_name(name: &str) -> Cow<'_, str> {
-    if name.contains(['_', '.']) { name.replace(['_', '.'], "-").into() } else { name.into() }
+    let is_odd = |byte: u8| !byte.is_ascii_alphanumeric() && byte != b'-';
+    if name.bytes().any(is_odd) {
+        name.replace(|char: char| !char.is_ascii_alphanumeric(), "-").into()
+    } else {
+        name.into()
+    }
 }
 
 /// Names that only we write to an upstream, or that only concern one connection (RFC 9110 section 7.6.1), or by which
-/// backends of some kinds are told another path, address or identity than the request's own.
+/// backends of some kinds are told another path than the request's own.
 pub fn is_ours(plain: &str) -> bool {
     is_hop_by_hop(plain)
-        || plain.starts_with("x-forwarded-")
         || plain.starts_with("sec-websocket-")
         || matches!(
             plain,
             "host"
                 | "content-length"
                 | "expect"
-                | "forwarded"
                 | "http2-settings"
                 | "proxy-authorization"
                 | "x-auth-key-id"
                 | "x-envoy-original-path"
+                | "x-forwarded-for"
+                | "x-forwarded-host"
+                | "x-forwarded-proto"
+                | "x-forwarded-uri"
                 | "x-original-uri"
                 | "x-original-url"
-                | "x-real-ip"
                 | "x-request-id"
                 | "x-rewrite-url"
+        )
+}
+
+/// Names by which proxies say who the client is and what it asked for: passed on from a trusted one only.
+pub fn is_claim(plain: &str) -> bool {
+    plain.starts_with("x-forwarded")
+        || matches!(
+            plain,
+            "cf-connecting-ip"
+                | "forwarded"
+                | "true-client-ip"
+                | "x-client-ip"
+                | "x-cluster-client-ip"
+                | "x-host"
+                | "x-original-forwarded-for"
+                | "x-original-host"
+                | "x-real-ip"
         )
 }
 

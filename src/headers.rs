@@ -8,12 +8,13 @@ use crate::auth::Principal;
 use crate::fields::{is_ours, plain_name, tokens};
 use crate::handshake::Upgrade;
 use crate::peer::Caller;
-use crate::route::Route;
+use crate::route::{Route, RouteTable};
 
 /// The handshake as the upstream gets it.
 pub fn upstream_request(
     parts: &Parts,
     upgrade: &Upgrade,
+    routes: &RouteTable,
     route: &Route,
     principal: &Principal,
     caller: &Caller,
@@ -41,7 +42,7 @@ pub fn upstream_request(
         let plain = plain_name(name.as_str());
         let is_nominated = nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str()));
         let is_alias = route.hide_credentials && route.verifier.has_alias(name.as_str(), &plain);
-        if !is_nominated && !is_alias && !is_ours(&plain) && !is_set_by(route, &plain) {
+        if !is_nominated && !is_alias && !is_ours(&plain) && !routes.sets_header(&plain) {
             head.line(name.as_str(), value.as_bytes());
         }
     }
@@ -54,11 +55,6 @@ pub fn upstream_request(
     }
     head.0.extend_from_slice(b"\r\n");
     head.0
-}
-
-/// Compared as a backend might read both, so that `X_Tenant` cannot stand for `x-tenant` nor the other way round.
-fn is_set_by(route: &Route, plain: &str) -> bool {
-    route.headers.iter().any(|header| plain_name(header.name.as_str()) == plain)
 }
 
 /// A request head being written. Values come from a vetted head or from the configuration.

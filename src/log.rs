@@ -2,13 +2,14 @@
 //! a header that could hold a secret, or a byte that a terminal would act upon.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::denial::Denial;
 use crate::end::End;
@@ -16,11 +17,25 @@ use crate::tunnels::Live;
 
 /// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
 pub fn init(json: bool, level: tracing::Level) {
+    JSON.store(json, Relaxed);
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
     if json {
         builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
     } else {
         builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+    }
+}
+
+/// Whether events are JSON, and with them all that is written.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// A file that was not taken over, and why. People read the reasons as `check` shows them; machines want one line.
+pub fn reload_failed(count: usize, problems: &str) {
+    if JSON.load(Relaxed) {
+        error!(problems = count, error = problems, "reload failed");
+    } else {
+        error!(problems = count, "reload failed");
+        let _ = writeln!(std::io::stderr().lock(), "{}", problems.trim_end());
     }
 }
 
@@ -31,6 +46,7 @@ pub struct Entry {
     pub since: Instant,
     pub caller: IpAddr,
     pub route: Option<Arc<str>>,
+    pub upstream: Option<Arc<str>>,
     /// Whose credential it is, once that is known.
     pub key: Option<Arc<str>>,
     pub host: Option<Box<str>>,
@@ -45,7 +61,17 @@ impl Entry {
     /// For a connection whose head could not be read.
     pub fn without_request(caller: IpAddr) -> Self {
         let id = new_id();
-        Self { id, since: Instant::now(), caller, route: None, key: None, host: None, path: None, origin: None }
+        Self {
+            id,
+            since: Instant::now(),
+            caller,
+            route: None,
+            upstream: None,
+            key: None,
+            host: None,
+            path: None,
+            origin: None,
+        }
     }
 
     pub fn new(caller: IpAddr, path: &str, headers: &HeaderMap) -> Self {
@@ -69,6 +95,7 @@ impl Entry {
             reason = denial.reason.word(),
             status = denial.status().as_u16(),
             route = self.route.as_deref(),
+            upstream = self.upstream.as_deref(),
             key = denial.key.as_deref().or(self.key.as_deref()),
             caller = %self.caller,
             host = self.host.as_deref(),
@@ -86,6 +113,7 @@ impl Entry {
             id = &*self.id,
             status,
             route = self.route.as_deref(),
+            upstream = self.upstream.as_deref(),
             key = self.key.as_deref(),
             caller = %self.caller,
             host = self.host.as_deref(),
@@ -110,7 +138,6 @@ pub fn opened(live: &Live) {
 }
 
 pub fn closed(live: &Live, end: End) {
-    use std::sync::atomic::Ordering::Relaxed;
     let opening = live.opening();
     info!(
         id = &*live.id,

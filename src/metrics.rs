@@ -129,6 +129,10 @@ impl Metrics {
         let text = "Whether the file holds a change that only a restart brings into force";
         all.register("config_restart_needed", text, self.restart_needed.clone());
         all.register("accept_errors", "Connections that could not be accepted", self.accept_errors.clone());
+        for result in ["ok", "failed"] {
+            // There from the start, so that the first failure is an increase.
+            let _ = self.reloads.get_or_create(&ReloadResult { result });
+        }
         let build = Family::<Version, Gauge>::default();
         build.get_or_create(&Version { version: env!("CARGO_PKG_VERSION") }).set(1);
         all.register("build_info", "The version of this process", build);

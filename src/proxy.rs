@@ -106,6 +106,7 @@ impl Proxy {
         entry.caller = caller.address;
         let route = find(&rules, parts)?; // where to                                        400 404
         entry.route = Some(route.name.clone());
+        entry.upstream = Some(route.upstream.name.clone());
         let mut upgrade =
             handshake::parse(parts).map_err(|denial| self.explain(denial, &rules, route, parts, &caller))?; // 400 426
         let offered = &mut upgrade.protocols;
@@ -118,7 +119,15 @@ impl Proxy {
         let admission = admit(&door, principal, carrier, &parts.headers, &caller, &self.counts)?; // 403 429 503
         let seat = self.tunnels.seat(admission, applicant(entry, route))?; // on the list first   503
         seat.ask_again(|live| self.admits(live))?; // and asked once more                       401 403 404
-        let request = headers::upstream_request(parts, &upgrade, route, &seat.live().principal, &caller, &entry.id);
+        let request = headers::upstream_request(
+            parts,
+            &upgrade,
+            &rules.routes,
+            route,
+            &seat.live().principal,
+            &caller,
+            &entry.id,
+        );
         let patience = Patience { connect: route.timeouts.connect, handshake: route.timeouts.handshake };
         let opened = match route.upstream.open(&seat, &request, &upgrade, patience).await? {
             Answer::Refused(response) => return Ok(Done::PassedThrough(response)), // their no   any

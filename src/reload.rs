@@ -11,11 +11,12 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock::UnixTime;
 use crate::config::{self, Config, Problems, Sources};
 use crate::end::Cause;
+use crate::log;
 use crate::proxy::Proxy;
 use crate::rules::Settings;
 use crate::tunnels::Live;
@@ -164,7 +165,7 @@ impl Reloader {
         let before = self.current_status();
         self.proxy.metrics.reload_failed();
         // The rules stay as they were.
-        error!(problems = faulty.count, error = faulty.text, "reload failed");
+        log::reload_failed(faulty.count, &faulty.text);
         self.set_status(Status { ok: false, error: Some(faulty.text), ..before });
     }
 

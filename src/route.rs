@@ -1,11 +1,12 @@
 //! Which route a request takes: pure look-up by host and path, the most specific match first whatever the order in the file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admit::Conditions;
 use crate::auth::Verifier;
+use crate::fields::plain_name;
 use crate::template::HeaderTemplate;
 use crate::upstream::Upstream;
 
@@ -72,6 +73,8 @@ pub struct RouteTable {
     by_name: HashMap<Arc<str>, Arc<Route>>,
     matches_on_path: bool,
     longest_handshake: Duration,
+    /// Names of all headers that some route sets, as lenient backends read them.
+    set_headers: HashSet<Box<str>>,
 }
 
 #[derive(Default)]
@@ -97,6 +100,8 @@ impl RouteTable {
                 continue;
             }
             table.longest_handshake = table.longest_handshake.max(route.timeouts.handshake);
+            let names = route.headers.iter().map(|header| plain_name(header.name.as_str()).into());
+            table.set_headers.extend(names);
             table.matches_on_path |= route.path != PathPattern::Any;
             let route = Arc::new(route);
             table.by_name.insert(route.name.clone(), route.clone());
@@ -116,6 +121,12 @@ impl RouteTable {
 
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
+    }
+
+    /// Whether some route sets a header that a backend could take this one for. Routes may share a backend, so a caller on
+    /// one of them must not be able to write what another one vouches for.
+    pub fn sets_header(&self, plain: &str) -> bool {
+        self.set_headers.contains(plain)
     }
 
     /// The longest time that any route gives its upstream to answer.
@@ -144,12 +155,7 @@ impl RouteTable {
             let dots = host.match_indices('.').map(|(at, _)| &host[at..]);
             dots.filter_map(|suffix| self.below.get(suffix)).find_map(|paths| paths.find(path))
         });
-        let route = found.or_else(|| self.any.find(path)).ok_or(NotFound::NoRoute)?;
-        // A backend may cut `;parameters` off before it compares paths (RFC 3986 section 3.3), we do not.
-        if matches!(route.path, PathPattern::Prefix(_)) && path.contains(';') {
-            return Err(NotFound::AmbiguousPath);
-        }
-        Ok(route)
+        found.or_else(|| self.any.find(path)).ok_or(NotFound::NoRoute)
     }
 }
 
@@ -182,30 +188,76 @@ fn normal_host(host: &str) -> std::borrow::Cow<'_, str> {
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
 }
 
-/// Empty segments, dot segments in any spelling, encoded separators and NUL, percent signs that are themselves encoded:
-/// a backend may read such a path differently from us.
+/// Whether a backend might read this path as another one: empty segments, dot segments, parameters (`;`, which some cut
+/// off before they compare), and percent codes that are a second spelling of something or no text at all.
 pub fn is_ambiguous(path: &str) -> bool {
-    let bytes = path.as_bytes();
-    if !bytes.contains(&b'%') && !path.contains("//") && !path.contains("/.") {
-        return false;
-    }
-    for (at, _) in path.match_indices('%') {
-        let code = bytes.get(at + 1..at + 3).map(<[u8]>::to_ascii_lowercase);
-        match code.as_deref() {
-            Some(b"2f" | b"5c" | b"00" | b"25") | None => return true,
-            Some(_) => {}
-        }
-    }
-    let is_dots = |segment: &str| {
-        let plain = segment.split(';').next().unwrap_or_default().to_ascii_lowercase().replace("%2e", ".");
-        plain == "." || plain == ".."
+    let has_odd_segment = |path: &str| {
+        let mut segments = path.split('/').skip(1).peekable();
+        std::iter::from_fn(|| segments.next().map(|segment| (segment, segments.peek().is_none())))
+            // A trailing slash leaves one empty segment at the end, which is no ambiguity.
+            .any(|(segment, is_last)| matches!(segment, "." | "..") || (segment.is_empty() && !is_last))
     };
-    let mut segments = path.split('/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        // A trailing slash leaves one empty segment at the end, which is no ambiguity.
-        if (segment.is_empty() && segments.peek().is_some()) || is_dots(segment) {
+    path.contains(';')
+        || ((path.contains("//") || path.contains("/.")) && has_odd_segment(path))
+        || (path.contains('%') && has_odd_code(path.as_bytes()))
+}
+
+/// Codes of separators, of controls, of `%` and `;`, and of characters that need none (RFC 3986 section 2.3) are odd; so
+/// are those above ASCII that make no UTF-8.
+fn has_odd_code(path: &[u8]) -> bool {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let hex = |at: usize| tail.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        let Some(code) = hex(0).zip(hex(1)).and_then(|(high, low)| u8::try_from(high << 4 | low).ok()) else {
+            return true;
+        };
+        let is_unreserved = code.is_ascii_alphanumeric() || b"-._~".contains(&code);
+        if is_unreserved || code.is_ascii_control() || matches!(code, b'/' | b'\\' | b'%' | b';') {
             return true;
         }
+        decoded.push(code);
+        rest = &tail[2..];
     }
-    false
+    std::str::from_utf8(&decoded).map_or(true, |text| text.chars().any(char::is_control))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_one_reading_or_none() {
+        for good in ["/", "/ws", "/ws/", "/a%20b", "/caf%C3%A9", "/a%3Ab", "/.well-known/x", "/a..b", "/a.", "/x=1,2"] {
+            assert!(!is_ambiguous(good), "{good}");
+        }
+        for bad in [
+            "//ws",
+            "/a//b",
+            "/./a",
+            "/a/..",
+            "/a/../b",
+            "/%2e%2e/a",
+            "/%61dmin",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a%00",
+            "/a%0a",
+            "/a%252e",
+            "/a;x",
+            "/;x/a",
+            "/a%3bx",
+            "/%c0%ae",
+            "/%ff",
+            "/%c2%85",
+            "/a%7f",
+        ] {
+            assert!(is_ambiguous(bad), "{bad}");
+        }
+    }
 }

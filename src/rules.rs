@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use crate::auth::Principal;
 use crate::auth::Verifier;
-use crate::auth::api_key::{Keys, Rejected};
+use crate::auth::api_key::{Found, Key, Keys, Rejected};
 use crate::clock::UnixTime;
 use crate::end::Cause;
 use crate::limit::Limits;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
+use crate::secret::Digest;
 
 /// Read once, at the start: a change of these needs a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,23 +54,28 @@ impl Rules {
         upstream: &str,
         now: UnixTime,
     ) -> Result<Option<UnixTime>, Cause> {
-        let route = self.routes.by_name(route).ok_or(Cause::RouteRemoved)?;
-        if !self.upstreams.contains(upstream) {
-            return Err(Cause::RouteRemoved);
-        }
-        if matches!(route.verifier, Verifier::Open) {
-            return Ok(None);
-        }
-        // Whoever came in when the route was open has shown nothing.
-        let (Some(key), Some(secret)) = (principal.key(), principal.secret()) else {
-            return Err(Cause::Revoked);
+        // The credential first: a key that goes together with its route is revoked at once, not drained like the route.
+        let proven = match (principal.key(), principal.secret()) {
+            (Some(key), Some(secret)) => Some(self.still_proves(key, secret, now)),
+            _ => None,
         };
+        let found = self.routes.by_name(route).filter(|_| self.upstreams.contains(upstream));
+        match (found.map(|route| &route.verifier), proven) {
+            (Some(Verifier::Open), _) => Ok(None),
+            (_, Some(Err(cause))) => Err(cause),
+            (None, _) => Err(Cause::RouteRemoved),
+            (Some(Verifier::ApiKey(_)), Some(Ok(found))) if found.key.opens(route) => Ok(found.valid_until),
+            (Some(Verifier::ApiKey(_)), Some(Ok(_))) => Err(Cause::NotAllowedOnRoute),
+            // Whoever came in when the route was open has shown nothing.
+            (Some(Verifier::ApiKey(_)), None) => Err(Cause::Revoked),
+        }
+    }
+
+    fn still_proves(&self, key: &Key, secret: &Digest, now: UnixTime) -> Result<&Found, Cause> {
         match self.keys.find(secret, now) {
-            Ok(found) if found.key.id != key.id => Err(Cause::Revoked),
-            Ok(found) if !found.key.opens(&route.name) => Err(Cause::NotAllowedOnRoute),
-            Ok(found) => Ok(found.valid_until),
+            Ok(found) if found.key.id == key.id => Ok(found),
             Err((Rejected::Expired, _)) => Err(Cause::Expired),
-            Err((Rejected::Unknown | Rejected::Disabled | Rejected::NotYetValid, _)) => Err(Cause::Revoked),
+            Ok(_) | Err((Rejected::Unknown | Rejected::Disabled | Rejected::NotYetValid, _)) => Err(Cause::Revoked),
         }
     }
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::admin::Admin;
 use crate::config::Config;
+use crate::end::Cause;
 use crate::limit::Counts;
 use crate::listener;
 use crate::metrics::Metrics;
@@ -87,8 +88,9 @@ impl Server {
         accepting.shutdown().await;
         tokio::select! {
             () = drain(&proxy) => {}
-            () = hurry => warn!(left = proxy.counts.connections(), "told to stop at once"),
+            () = hurry => warn!(left = proxy.tunnels.all().len(), "told to stop at once"),
         }
+        end_all(&proxy).await;
         background.shutdown().await;
     }
 
@@ -128,6 +130,14 @@ async fn drain(proxy: &Proxy) {
         Ok(()) => info!("drained"),
         Err(_) => warn!(left = proxy.tunnels.all().len(), "drain timeout"),
     }
+}
+
+/// Whoever is still there is closed now, and gets a line in the log like everybody.
+async fn end_all(proxy: &Proxy) {
+    for live in proxy.tunnels.all() {
+        live.control.stop(Cause::Shutdown);
+    }
+    let _ = timeout(Duration::from_secs(1), proxy.tunnels.empty()).await;
 }
 
 fn bind(address: SocketAddr, what: &str) -> io::Result<TcpListener> {

@@ -59,7 +59,8 @@ where
             if gone {
                 half.kept = Kept::default();
             }
-            let possible = !gone && !half.ended && !half.follower.is_lost() && !half.follower.saw_close();
+            let possible =
+                !gone && !half.writer_gone && !half.ended && !half.follower.is_lost() && !half.follower.saw_close();
             let heard = source_gone || half.ended || half.follower.saw_close();
             Farewell { close: possible.then_some(close), inserted: false, heard, half }
         };

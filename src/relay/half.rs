@@ -38,7 +38,7 @@ pub(super) struct Half {
     pub(super) ended: bool,
     /// ... and the writer has been told.
     pub(super) done: bool,
-    /// Nothing can be written any more; what the reader says from here on is of no use.
+    /// Nothing can be written any more.
     pub(super) writer_gone: bool,
 }
 
@@ -65,8 +65,7 @@ impl Half {
         }
         for _ in 0..TURNS {
             if ready!(self.kept.poll_write(cx, writer)).is_err() {
-                // The other half reads from this writer and will see what became of it, after all it had to say.
-                return self.give_up();
+                self.give_up();
             }
             let turn = BUFFER.with_borrow_mut(|buffer| {
                 let mut buffer = ReadBuf::new(buffer);
@@ -76,14 +75,18 @@ impl Half {
                     Poll::Pending => return Poll::Pending,
                 }
                 let bytes = buffer.filled();
-                self.follower.follow(bytes);
-                self.bytes += bytes.len() as u64;
-                Poll::Ready(Ok((bytes.len(), self.kept.write_through(cx, writer, bytes))))
+                if !self.writer_gone {
+                    self.follower.follow(bytes);
+                    self.bytes += bytes.len() as u64;
+                    if self.kept.write_through(cx, writer, bytes).is_err() {
+                        self.give_up();
+                    }
+                }
+                Poll::Ready(Ok(bytes.is_empty()))
             });
             match turn {
-                Poll::Ready(Ok((0, _))) => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok((_, Ok(())))) => {}
-                Poll::Ready(Ok((_, Err(_)))) => return self.give_up(),
+                Poll::Ready(Ok(true)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(false)) => {}
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
                 Poll::Pending => {
                     let _ = Pin::new(writer).poll_flush(cx);
@@ -95,12 +98,12 @@ impl Half {
         Poll::Pending
     }
 
-    fn give_up(&mut self) -> Poll<Result<(), Broken>> {
+    /// The writer fails. The other half reads from it and will see what became of it, after all it had to say; what this
+    /// half's reader says from here on is read and dropped, because a socket with unread bytes is closed with a reset,
+    /// which takes what is on its way to the reader with it.
+    fn give_up(&mut self) {
         self.kept = Kept::default();
         self.writer_gone = true;
-        self.ended = true;
-        self.done = true;
-        Poll::Ready(Ok(()))
     }
 
     /// After the reader's end: writes what is kept, then passes the end on.
@@ -109,7 +112,7 @@ impl Half {
         cx: &mut Context<'_>,
         writer: &mut W,
     ) -> Poll<Result<(), Broken>> {
-        if !self.done && ready!(self.kept.poll_write(cx, writer)).is_ok() {
+        if !self.done && !self.writer_gone && ready!(self.kept.poll_write(cx, writer)).is_ok() {
             let _ = ready!(Pin::new(writer).poll_shutdown(cx));
         }
         self.kept = Kept::default();

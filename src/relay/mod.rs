@@ -72,7 +72,7 @@ where
     let mut timer = pin!(sleep_until(now));
     let ended = poll_fn(|cx| relay.poll(cx, timer.as_mut())).await;
     let Some((cause, lost)) = ended else { return relay.end() };
-    let cause = relay.first.unwrap_or(cause);
+    let cause = relay.cause_of(cause);
     let told = {
         let mut closing = Closing::new((relay.client, relay.upstream), (&mut relay.up, &mut relay.down), cause, lost);
         timer.as_mut().reset(closing.boundary_by);
@@ -133,7 +133,7 @@ where
         if up == Poll::Ready(Err(Broken)) {
             return Poll::Ready(Some((Cause::ClientLost, Some(Side::Client))));
         }
-        if self.up.done && self.down.done {
+        if self.is_over() {
             return Poll::Ready(None);
         }
         if self.is_ending() != was_ending || self.control.expires_at() != self.expires_at {
@@ -165,12 +165,9 @@ where
         }
         if !self.down.ended {
             ready!(self.down.poll(cx, self.upstream, self.client))?;
-            if self.down.writer_gone {
-                return Poll::Ready(Ok(()));
-            }
             self.down.ended = true;
             // An upstream that ends without a Close has died, as far as anybody can tell.
-            if !self.up.follower.saw_close() && self.down.can_insert() {
+            if !self.up.follower.saw_close() && !self.down.writer_gone && self.down.can_insert() {
                 let cause = Cause::UpstreamLost;
                 self.down.kept.bytes.extend(frame::close(cause.close_code(), cause.word(), None));
             }
@@ -211,9 +208,28 @@ where
         };
     }
 
+    /// Both directions are through, or nobody is left to read. An upstream that is gone is no reason to leave a client that
+    /// still reads what came from it.
+    fn is_over(&self) -> bool {
+        let down = self.down.done || self.down.writer_gone;
+        (self.up.done || self.up.writer_gone && self.down.writer_gone) && down
+    }
+
     /// One side has ended, or both have said Close: what is left should not take long.
     fn is_ending(&self) -> bool {
-        self.up.ended || self.down.ended || (self.up.follower.saw_close() && self.down.follower.saw_close())
+        let gone = self.up.writer_gone || self.down.writer_gone;
+        gone || self.up.ended || self.down.ended || (self.up.follower.saw_close() && self.down.follower.saw_close())
+    }
+
+    /// What is ordered stays what it is. A break, or silence, after a Close is the end of that conversation.
+    fn cause_of(&self, cause: Cause) -> Cause {
+        let (up, down) = (self.up.follower.saw_close(), self.down.follower.saw_close());
+        let is_after_close = match cause {
+            Cause::ClientLost | Cause::UpstreamLost => up || down,
+            Cause::HalfCloseTimeout => up && down,
+            _ => false,
+        };
+        if is_after_close { self.first.unwrap_or(cause) } else { cause }
     }
 
     fn next_bound(&self) -> (Instant, Cause) {
