@@ -227,3 +227,56 @@ impl Drop for Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admit::{Conditions, Door, admit};
+    use crate::auth::api_key::{Key, Keys};
+    use crate::auth::credential::{Place, take};
+    use crate::auth::{Verifier, verify};
+    use crate::limit::Counts;
+    use crate::peer::{Peer, TrustedProxies};
+    use crate::secret::Digest;
+
+    fn seat(tunnels: &Arc<Tunnels>) -> Seat {
+        let mut keys = Keys::default();
+        let key = Key {
+            id: "alice".into(),
+            routes: None,
+            not_before: None,
+            expires_at: None,
+            disabled: false,
+            max_connections: None,
+            attributes: Box::default(),
+        };
+        keys.add(key, &[(Digest::of(b"secret"), None)]).unwrap();
+        let places = vec![Place::Header(http::HeaderName::from_static("x-api-key"))];
+        let request = http::Request::builder().header("x-api-key", "secret").body(()).unwrap();
+        let (mut parts, ()) = request.into_parts();
+        let credential = take(&places, &mut parts, &mut Vec::new(), true).unwrap();
+        let principal = verify(&Verifier::ApiKey(places), credential.as_ref(), &keys, UnixTime(0)).unwrap();
+        let peer = Peer::new("127.0.0.1:1".parse().unwrap());
+        let caller = TrustedProxies::default().caller(peer, &parts.headers);
+        let (name, conditions) = (Arc::from("main"), Conditions::default());
+        let door = Door { name: &name, conditions: &conditions };
+        let counts = Arc::new(Counts::default());
+        let admission = admit(&door, principal, None, &parts.headers, &caller, &counts).unwrap();
+        let applicant = Applicant { id: "1".into(), upstream: "u".into(), caller: caller.address, origin: None };
+        tunnels.seat(admission, applicant).unwrap()
+    }
+
+    /// A reload that comes between the last question and its answer has the last word.
+    #[test]
+    fn a_date_of_older_rules_never_replaces_one_of_newer() {
+        let tunnels = Arc::<Tunnels>::default();
+        let seat = seat(&tunnels);
+        let asked = seat.ask_again(|_| {
+            // The old rules have answered; before the answer is taken over, new rules come.
+            assert!(tunnels.reconcile(|_| Ok(Some(UnixTime(100)))).is_empty());
+            Ok(None)
+        });
+        assert!(asked.is_ok());
+        assert_eq!(seat.live().control.expires_at(), Some(UnixTime(100)));
+    }
+}

@@ -560,3 +560,34 @@ fn no_keys_means_that_nobody_gets_in() {
     let gate = Gate::start(&small(&backend, "").replace("keys:\n", "keys: []\n#").replace("  - { id", "# "));
     gate.refuses_before(&backend, alice(), 401, "invalid_credential");
 }
+
+/// The route for everything is open, those for some paths are not, and all lead to one backend, which decodes.
+#[test]
+fn a_second_spelling_of_a_guarded_path_is_not_another_path() {
+    let backend = Backend::echo();
+    let url = backend.url();
+    let gate = Gate::start(&format!(
+        "keys:\n  - {{ id: alice, secret: {KEY} }}\nroutes:\n  - {{ name: admin, path: /admin, upstream: {url} }}\n  \
+         - {{ name: private, path: /private/*, upstream: {url} }}\n  - {{ name: open, auth: none, upstream: {url} }}\n"
+    ));
+    for path in ["/admin", "/private/x"] {
+        gate.refuses_before(&backend, ws(path), 401, "missing_credential");
+    }
+    let spellings = [
+        "/%61dmin",
+        "/admi%6E",
+        "/admin;x",
+        "/;x/admin",
+        "/admin%3bx",
+        "/%70rivate/x",
+        "/private;x/x",
+        "/private%3bx/x",
+        "/x%2d",
+        "/%c0%aeadmin",
+    ];
+    for path in spellings {
+        assert_eq!(gate.ask_status(ws(path)), 400, "{path}");
+        gate.refuses_before(&backend, ws(path), 400, "ambiguous_path");
+    }
+    gate.open(ws("/public/gr%C3%BCn"));
+}

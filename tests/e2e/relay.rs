@@ -619,3 +619,24 @@ fn frames_of_this_file_are_frames() {
     socket.send(Message::text("foreign")).unwrap();
     assert_eq!(socket.read().unwrap(), Message::text("foreign"));
 }
+
+/// Whoever has ended its own direction is thrown out all the same, and the log and the Close say so.
+#[test]
+fn what_is_ordered_is_the_cause_even_after_one_side_has_ended() {
+    for with_close in [false, true] {
+        let (backend, gate) = stand_with("");
+        let (mut client, mut up) = tunnel(&gate, &backend);
+        if with_close {
+            client.send(close(1000));
+            up.expect(close(1000));
+        } else {
+            client.shutdown_write();
+            up.read_to_end();
+        }
+        up.send(plain(1, b"it goes on"));
+        client.expect(plain(1, b"it goes on"));
+        revoke(&gate);
+        assert_eq!(client.read_close(), (4401, "revoked".into()), "after a Close: {with_close}");
+        assert_eq!(gate.closed("revoked").get("code"), "4401");
+    }
+}

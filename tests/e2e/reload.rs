@@ -693,3 +693,32 @@ fn the_hash_of_the_configuration_follows_its_content() {
     assert_eq!(gate.ready().field("config_hash"), first);
     assert_ne!(first, second);
 }
+
+#[test]
+fn a_key_that_goes_together_with_its_route_is_closed_at_once() {
+    let backend = Backend::manual();
+    let other = Backend::manual();
+    let yaml = |key: &str, name: &str, backend: &Backend| {
+        format!("keys:\n  - {key}\n  - {BOB}\nroutes:\n  - {{ name: {name}, upstream: {} }}\n", backend.url())
+    };
+    let disabled = "{ id: alice, secret: alice-secret, disabled: true }";
+    let expired = "{ id: alice, secret: alice-secret, expires_at: 2020-01-01 }";
+    let elsewhere = "{ id: carol, secret: another-secret }";
+    for (edit, cause) in [
+        (yaml(disabled, "second", &backend), "revoked"),
+        (yaml(disabled, "first", &other), "revoked"),
+        (yaml(elsewhere, "second", &backend), "revoked"),
+        (yaml(expired, "second", &backend), "expired"),
+    ] {
+        let gate = Gate::start(&yaml(ALICE, "first", &backend));
+        let mut alice = tunnel(&gate, &backend, "alice-secret");
+        let mut bob = tunnel(&gate, &backend, "bob-secret");
+        gate.edit_config(&edit);
+        let start = Instant::now();
+        assert_eq!(alice.0.read_close(), (4401, cause.into()));
+        assert!(start.elapsed() < Duration::from_secs(1), "closed after {:?}", start.elapsed());
+        gate.closed(cause);
+        // Who lost only the route has its time.
+        still_open(&mut bob);
+    }
+}

@@ -604,3 +604,32 @@ fn an_upstream_that_says_nothing_times_out() {
         assert_eq!(up.read_to_close().0, b"");
     }
 }
+
+/// Two routes lead to one upstream: what one of them tells it cannot be told by clients of the other.
+#[test]
+fn an_identity_of_another_route_cannot_be_forged_either() {
+    let backend = Backend::echo();
+    let url = backend.url();
+    let gate = Gate::start(&format!(
+        "keys:\n  - {{ id: alice, secret: {KEY} }}\nroutes:\n  - name: main\n    upstream: {url}\n    identity_headers: {{ \
+         X-Auth-Tenant: \"{{attributes.tenant}}\" }}\n    set_headers: {{ X-Gate: \"1\" }}\n  - {{ name: open, path: /open, auth: none, upstream: {url} }}\n"
+    ));
+    for name in ["X-Auth-Tenant", "x_auth_tenant", "X-Gate"] {
+        gate.open(ws("/open").with(name, "forged"));
+        let head = backend.last_head();
+        assert!(!head.text().contains("forged"), "{name}: {}", head.text());
+    }
+}
+
+/// CGI and its kin turn every character that is no letter and no digit into `_`.
+#[test]
+fn no_punctuation_makes_another_name_of_ours() {
+    let backend = Backend::echo();
+    let gate = Gate::start(&route(&backend, ""));
+    for mark in ["!", "~", "^", "|", "'", "*", "$", "%"] {
+        let name = ["X", "Auth", "Key", "Id"].join(mark);
+        gate.open(alice().with(&name, "forged"));
+        let head = backend.last_head();
+        assert!(!head.text().contains("forged"), "{name}: {}", head.text());
+    }
+}
