@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::frames::{plain, text};
+use crate::support::frames::{close, plain, text};
 use crate::support::{Backend, Conn, Gate, Wire, alice, config, eventually, pause, route, small, stand, ws};
 
 fn with(secret: &str) -> Vec<u8> {
@@ -64,7 +64,11 @@ fn alice_loses(new_alice: &str, code: u16, cause: &str) {
     assert!(start.elapsed() < Duration::from_secs(1), "closed after {:?}", start.elapsed());
     let frame = alice.1.read_frame();
     assert!(frame.masked && frame.close().is_some_and(|(code, _)| code == 1001), "{frame:?}");
-    alice.0.read_to_close();
+    // Both answer, as peers do, and the sockets are closed without waiting for more.
+    alice.0.send(close(code));
+    alice.1.send(plain(8, &1001_u16.to_be_bytes()));
+    alice.0.read_to_end();
+    alice.1.read_to_end();
     let line = gate.closed(cause);
     assert_eq!((line.get("key"), line.get("code")), ("alice".into(), code.to_string()));
     eventually("the metric says so too", || {
