@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::support::frames::{Frame, close, masked, plain, plain_header, text};
 use crate::support::wire::{Ending, Stream};
-use crate::support::{Backend, Conn, Gate, KEY, Wire, alice, pause, route, small, stand, ws};
+use crate::support::{Backend, Conn, Gate, KEY, Wire, alice, eventually, pause, route, small, stand, ws};
 
 /// A tunnel with both ends in hand.
 #[track_caller]
@@ -468,6 +468,37 @@ fn bytes_that_are_no_frames_are_never_followed_by_a_close() {
     revoke(&gate);
     assert_eq!(client.read_to_close().0, b"");
     gate.closed("revoked");
+}
+
+// ---- TCP keepalive
+
+/// Which timer the kernel runs for a connection of the gate's, as /proc/net/tcp has it: 2 is keepalive.
+fn timer_of(local: Option<u16>, remote: u16) -> u8 {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = |address: &str| u16::from_str_radix(address.split(':').nth(1).unwrap(), 16).unwrap();
+    let found = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        const ESTABLISHED: &str = "01";
+        let is_it =
+            fields[3] == ESTABLISHED && port(fields[2]) == remote && local.is_none_or(|local| port(fields[1]) == local);
+        is_it.then(|| fields[5].split(':').next().unwrap().parse().unwrap())
+    });
+    found.unwrap_or_else(|| panic!("no connection from {local:?} to {remote} in {table}"))
+}
+
+#[test]
+fn tcp_asks_after_silent_peers_on_both_sides() {
+    for (after, timer) in [("45s", 2), ("off", 0)] {
+        let backend = Backend::manual();
+        let gate = Gate::start(&small(&backend, &format!("timeouts: {{ tcp_keepalive: {after} }}\n")));
+        let (client, _up) = tunnel(&gate, &backend);
+        let Stream::Tcp(socket) = client.handle() else { unreachable!() };
+        let callers = socket.local_addr().unwrap().port();
+        let services = backend.address().rsplit(':').next().unwrap().parse().unwrap();
+        eventually("what was sent is acknowledged, and the timer is the one that is wanted", || {
+            timer_of(Some(gate.addr.port()), callers) == timer && timer_of(None, services) == timer
+        });
+    }
 }
 
 // ---- back-pressure
