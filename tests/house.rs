@@ -132,6 +132,35 @@ fn no_two_files_import_each_other_in_a_circle() {
     assert!(circle.is_empty(), "files in a circle:\n{}", circle.join("\n"));
 }
 
+/// What one step of a request hands to the next as proof that it was taken: where each is made, and nowhere else.
+const PROOFS: [(&str, &str); 6] = [
+    ("auth::credential", "Credential"),
+    ("auth", "Principal"),
+    ("limit", "Permit"),
+    ("admit", "Admission"),
+    ("tunnels", "Seat"),
+    ("handshake", "Switched"),
+];
+
+#[test]
+fn a_proof_can_be_made_only_where_it_is_earned() {
+    for (home, proof) in PROOFS {
+        let source = sources().into_iter().find(|(module, _)| *module == home).map(|(_, source)| source);
+        let source = source.unwrap_or_else(|| panic!("no module {home}"));
+        let (before, after) = source.split_once(&format!("pub struct {proof}")).unwrap_or_else(|| panic!("no {proof}"));
+        let body = match after.as_bytes()[0] {
+            b'(' => after.split_once(");").unwrap().0,
+            _ => after.split_once("\n}").unwrap().0,
+        };
+        assert!(body.len() > 3 && !body.contains("pub "), "{proof}: who can write its fields can forge it");
+        let derives = before.lines().rev().take_while(|line| !line.is_empty() && *line != "}");
+        let derives: String = derives.filter(|line| line.starts_with("#[derive")).collect();
+        assert!(!derives.contains("Default"), "{proof} can be had for nothing");
+        let is_permission = matches!(proof, "Permit" | "Admission" | "Seat");
+        assert!(!is_permission || !derives.contains("Clone"), "one {proof} is for one tunnel");
+    }
+}
+
 #[test]
 fn no_file_is_too_long() {
     let long: Vec<String> = sources()

@@ -48,6 +48,39 @@ fn a_tunnel_has_one_line_at_its_start_and_one_at_its_end() {
 }
 
 #[test]
+fn the_lines_for_people_say_the_same() {
+    let backend = Backend::manual();
+    let gate = config(&crate::support::small(&backend, "")).human().start();
+    let client = gate.send(alice().with("X-Request-Id", "tunnel-1").offer("chat"));
+    let mut up = backend.next();
+    up.accept_with("Sec-WebSocket-Protocol: chat\r\n");
+    let (mut client, _) = client.opened();
+    client.send(text("hello"));
+    up.expect(text("hello"));
+    drop((client, up));
+    gate.ask(ws("/ws").with("X-Request-Id", "refused-1"));
+    let line = |with: &str| {
+        eventually(with, || gate.raw_log().contains(with));
+        let log = gate.raw_log();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(with)).map(str::to_owned).collect();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        lines[0].clone()
+    };
+    let (opened, closed) = (line(" tunnel opened "), line(" tunnel closed "));
+    for part in ["id=\"tunnel-1\"", "route=\"default\"", "key=\"alice\"", "caller=127.0.0.1", "subprotocol=\"chat\""] {
+        assert!(opened.contains(part) && closed.contains(part), "{part} in {opened} and {closed}");
+    }
+    let up_bytes = format!("up_bytes={}", text("hello").len());
+    for part in [&*up_bytes, "up_messages=1", "cause=", "seconds="] {
+        assert!(closed.contains(part), "{part} in {closed}");
+    }
+    let refused = line(" refused ");
+    for part in ["id=\"refused-1\"", "reason=\"missing_credential\"", "status=401"] {
+        assert!(refused.contains(part), "{part} in {refused}");
+    }
+}
+
+#[test]
 fn a_refusal_has_one_line_with_all_that_is_known() {
     let (backend, gate) = stand();
     let request = ws("/ws?secret=canary").with("X-Api-Key", "wrong").with("Origin", "https://a.example");
@@ -101,7 +134,8 @@ const VENDOR: &str = "canary-vendor-1WjH6sYc4e";
 const FROM_ENV: &str = "canary-env-9UgF3kXo7a";
 const FROM_FILE: &str = "canary-file-2NbV5iMq8t";
 const EXPIRED: &str = "canary-expired-6DzS4yRl1h";
-const CANARIES: [&str; 6] = [VALID, WRONG, VENDOR, FROM_ENV, FROM_FILE, EXPIRED];
+const FROM_KEYS: &str = "canary-keys-8TpE1jZw5f";
+const CANARIES: [&str; 7] = [VALID, WRONG, VENDOR, FROM_ENV, FROM_FILE, FROM_KEYS, EXPIRED];
 
 /// Every way in which a secret might be spelt.
 fn spellings(secret: &str) -> Vec<String> {
@@ -138,6 +172,9 @@ fn carriers(secret: &str) -> Vec<Request> {
         ws("/ws").offer(&k8s),
         ws("/ws").offer(&format!("chat, openai-insecure-api-key.{secret}")),
         ws("/ws").offer(&format!("token, {secret}")),
+        ws("/ws").offer(&format!("Bearer, {secret}, chat")),
+        ws("/ws").offer(&format!("chat, raw.{secret}")),
+        ws("/ws").offer(&format!("packed, {}", URL_SAFE_NO_PAD.encode(secret))),
         ws(&format!("/ws?api_key={secret}")),
         ws(&format!("/ws?api_key={percent}&x=1")),
         origin(ws("/ws").with("Cookie", &format!("a=b; session={secret}"))),
@@ -178,10 +215,12 @@ fn refused(secret: &str) -> Vec<Vec<u8>> {
 
 fn canary_gate(backend: &Backend, human: bool) -> Gate {
     let places = "{ header: X-Api-Key }, bearer, basic, { subprotocol: { pair: x-api-key } }, { subprotocol: { preset: kubernetes } }, \
-                  { subprotocol: { preset: openai } }, { subprotocol: { preset: deepgram } }, { query: api_key }, { cookie: session }";
+                  { subprotocol: { preset: openai } }, { subprotocol: { preset: deepgram } }, { subprotocol: { preset: bearer } }, \
+                  { subprotocol: { prefix: raw. } }, { subprotocol: { pair: packed, encoding: base64url } }, { query: api_key }, { cookie: session }";
     let yaml = format!(
         "keys:\n  - {{ id: alice, secret: {VALID} }}\n  - {{ id: env, secrets: [ {{ env: CANARY_ENV }} ] }}\n\
         \x20 - {{ id: file, secrets: [ {{ file: secret.txt }}, {{ plain: {EXPIRED}, valid_until: 2020-01-01 }} ] }}\n\
+         key_files: [ more/*.yaml ]\n\
          timeouts: {{ head: 500ms }}\n\
          routes:\n  - name: main\n    host: gate.test\n    upstream: {}\n    allowed_origins: [ \"https://a.example\" ]\n\
         \x20   set_headers: {{ X-Vendor: \"Bearer {{env.CANARY_VENDOR}}\" }}\n\
@@ -189,6 +228,7 @@ fn canary_gate(backend: &Backend, human: bool) -> Gate {
         backend.url()
     );
     let setup = config(&yaml).env("CANARY_ENV", FROM_ENV).env("CANARY_VENDOR", VENDOR).file("secret.txt", FROM_FILE);
+    let setup = setup.file("more/keys.yaml", &format!("- {{ id: more, secret: {FROM_KEYS} }}\n"));
     let setup = setup.level("trace");
     if human { setup.human().start() } else { setup.start() }
 }
@@ -214,7 +254,7 @@ fn no_secret_leaves_the_process_in_any_spelling() {
             client.shutdown_write();
             answers += &String::from_utf8_lossy(&client.read_to_close().0);
         };
-        for secret in [VALID, FROM_ENV, FROM_FILE, WRONG, EXPIRED] {
+        for secret in [VALID, FROM_ENV, FROM_FILE, FROM_KEYS, WRONG, EXPIRED] {
             for request in carriers(secret) {
                 ask(request.clone().into());
                 ask(request.with("X-Refuse", "1").into());

@@ -270,6 +270,16 @@ fn an_upstream_may_be_a_name_or_an_ipv6_address() {
     let mut client = gate.open(ws("/ws"));
     client.send("x");
     client.expect("x");
+
+    let Ok(listener) = std::net::TcpListener::bind("[::1]:0") else {
+        // A machine without IPv6.
+        return;
+    };
+    let address = listener.local_addr().unwrap();
+    let gate = Gate::start(&format!("routes:\n  - {{ upstream: \"ws://{address}\", auth: none }}\n"));
+    let _client = gate.send(ws("/ws"));
+    let mut up = crate::support::Wire::new(crate::support::wire::Stream::Tcp(listener.accept().unwrap().0));
+    assert_eq!(up.read_head().get("Host"), Some("gate.test"));
 }
 
 #[test]
