@@ -130,10 +130,7 @@ pub fn admit(
     if principal.key().is_some_and(|key| !key.opens(door.name)) {
         return Err(Denial::new(Reason::NotAllowedOnRoute, "this key does not open this route").of_key(id));
     }
-    if let Some(allowed) = &door.conditions.origins {
-        let by_cookie = carrier == Some(&Carrier::Cookie);
-        check_origin(allowed, headers, by_cookie).map_err(|denial| denial.of_key(id.clone()))?;
-    }
+    check_origin(door.conditions.origins.as_deref(), headers, carrier).map_err(|denial| denial.of_key(id.clone()))?;
     let wanted = Wanted {
         route: door.name,
         max_of_route: door.conditions.max_connections,
@@ -146,19 +143,27 @@ pub fn admit(
     Ok(Admission { principal, route: door.name.clone(), _permit: permit })
 }
 
-fn check_origin(allowed: &[Origin], headers: &HeaderMap, by_cookie: bool) -> Result<(), Denial> {
+fn check_origin(allowed: Option<&[Origin]>, headers: &HeaderMap, carrier: Option<&Carrier>) -> Result<(), Denial> {
     let deny = |detail: &'static str| Err(Denial::new(Reason::OriginNotAllowed, detail));
     let mut sent = headers.get_all(ORIGIN).iter();
     let Some(origin) = sent.next() else {
         // Only browsers send an Origin, and only browsers send cookies to whoever asks.
-        return if by_cookie { deny("a cookie counts only together with an Origin") } else { Ok(()) };
+        let is_cookie = carrier == Some(&Carrier::Cookie);
+        return if is_cookie { deny("a cookie counts only together with an Origin") } else { Ok(()) };
+    };
+    let Some(allowed) = allowed else {
+        // What a browser adds by itself says nothing about who made the page.
+        let is_ambient = matches!(carrier, Some(Carrier::Cookie | Carrier::Basic));
+        return if is_ambient { deny("a page may use this credential only from allowed_origins") } else { Ok(()) };
     };
     if sent.next().is_some() {
         return deny("the request has two Origin headers");
     }
     let origin = origin.to_str().ok().and_then(|text| Origin::parse(text).ok());
+    // Every sandboxed page of every site is `null`, and has the cookies of the user who looks at it.
+    let is_anyone = origin == Some(Origin::Null) && carrier == Some(&Carrier::Cookie);
     match origin {
-        Some(origin) if allowed.iter().any(|pattern| pattern.allows(&origin)) => Ok(()),
+        Some(origin) if !is_anyone && allowed.iter().any(|pattern| pattern.allows(&origin)) => Ok(()),
         _ => deny("pages of this origin may not connect here"),
     }
 }
@@ -170,7 +175,7 @@ mod tests {
     fn allows(pattern: &str, sent: &str) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(ORIGIN, sent.parse().unwrap());
-        check_origin(&[Origin::parse(pattern).unwrap()], &headers, false).is_ok()
+        check_origin(Some(&[Origin::parse(pattern).unwrap()]), &headers, None).is_ok()
     }
 
     #[test]
@@ -203,9 +208,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_needs_an_origin() {
-        let allowed = [Origin::parse("https://a.example").unwrap()];
-        assert!(check_origin(&allowed, &HeaderMap::new(), false).is_ok());
-        assert!(check_origin(&allowed, &HeaderMap::new(), true).is_err());
+    fn what_browsers_add_by_themselves_needs_an_origin() {
+        let allowed = [Origin::parse("https://a.example").unwrap(), Origin::Null];
+        let may = |allowed, origin: Option<&str>, carrier| {
+            let origin = origin.map(|origin| (ORIGIN, origin.parse().unwrap()));
+            check_origin(allowed, &origin.into_iter().collect(), Some(&carrier)).is_ok()
+        };
+        let page = Some("https://a.example");
+        assert!(may(Some(&allowed), page, Carrier::Cookie) && may(Some(&allowed), page, Carrier::Basic));
+        assert!(!may(Some(&allowed), None, Carrier::Cookie) && may(Some(&allowed), None, Carrier::Basic));
+        assert!(
+            !may(Some(&allowed), Some("null"), Carrier::Cookie) && may(Some(&allowed), Some("null"), Carrier::Request)
+        );
+        assert!(
+            !may(None, page, Carrier::Basic) && may(None, None, Carrier::Basic) && may(None, page, Carrier::Request)
+        );
     }
 }

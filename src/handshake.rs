@@ -214,7 +214,7 @@ pub fn accept_response(
     let protocol = switched.protocol.or_else(|| match carrier {
         Some(Carrier::Subprotocol { marker: Some(marker), .. }) => Some(marker.clone()),
         Some(Carrier::Subprotocol { marker: None, .. }) => upgrade.protocols.first().cloned(),
-        Some(Carrier::Request | Carrier::Cookie) | None => None,
+        Some(Carrier::Request | Carrier::Basic | Carrier::Cookie) | None => None,
     });
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -5,7 +5,7 @@ use http::header::{CONNECTION, HOST, HeaderValue};
 use http::request::Parts;
 
 use crate::auth::Principal;
-use crate::fields::{is_ours, plain_name, tokens};
+use crate::fields::{is_claim, is_ours, plain_name, tokens};
 use crate::handshake::Upgrade;
 use crate::peer::Caller;
 use crate::route::{Route, RouteTable};
@@ -41,8 +41,9 @@ pub fn upstream_request(
     for (name, value) in &parts.headers {
         let plain = plain_name(name.as_str());
         let is_nominated = nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str()));
+        let is_hearsay = is_claim(&plain) && !caller.by_proxy;
         let is_alias = route.hide_credentials && route.verifier.has_alias(name.as_str(), &plain);
-        if !is_nominated && !is_alias && !is_ours(&plain) && !routes.sets_header(&plain) {
+        if !is_nominated && !is_alias && !is_hearsay && !is_ours(&plain) && !routes.sets_header(&plain) {
             head.line(name.as_str(), value.as_bytes());
         }
     }

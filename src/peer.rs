@@ -27,6 +27,8 @@ pub struct TrustedProxies(pub Vec<IpNet>);
 pub struct Caller {
     /// The nearest address that is not a trusted proxy.
     pub address: IpAddr,
+    /// Whether the peer is a trusted proxy, whose word counts.
+    pub by_proxy: bool,
     pub forwarded_for: String,
     pub forwarded_proto: &'static str,
     /// What a trusted proxy said the host was, else `None`: our own `Host` then.
@@ -50,9 +52,14 @@ impl TrustedProxies {
     /// proxy wrote there is dropped.
     pub fn caller(&self, peer: Peer, headers: &HeaderMap) -> Caller {
         let from = peer.address.ip();
-        let mut caller =
-            Caller { address: from, forwarded_for: from.to_string(), forwarded_proto: "http", forwarded_host: None };
-        if !self.trust(from) {
+        let mut caller = Caller {
+            address: from,
+            by_proxy: self.trust(from),
+            forwarded_for: from.to_string(),
+            forwarded_proto: "http",
+            forwarded_host: None,
+        };
+        if !caller.by_proxy {
             return caller;
         }
         let mut chain = Vec::new();

@@ -21,6 +21,8 @@ pub struct Tunnels {
     live: Mutex<HashMap<u64, Arc<Live>>>,
     next: AtomicU64,
     draining: AtomicBool,
+    /// Counts the times that all tunnels were asked about.
+    asked: Mutex<u64>,
     left: Notify,
 }
 
@@ -108,6 +110,7 @@ impl Tunnels {
 
     /// Asks new rules about each tunnel: those that keep their right get its new date, the others are handed back.
     pub fn reconcile(&self, admits: impl Fn(&Live) -> Result<Option<UnixTime>, Cause>) -> Vec<(Arc<Live>, Cause)> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         let mut lost = Vec::new();
         for live in self.all() {
             match admits(&live) {
@@ -176,9 +179,15 @@ impl Seat {
     /// # Errors
     /// The refusal that the new rules make of it.
     pub fn ask_again(&self, admits: impl FnOnce(&Live) -> Result<Option<UnixTime>, Cause>) -> Result<(), Denial> {
+        let before = *self.tunnels.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let cause = match admits(&self.live) {
             Ok(date) => {
-                self.live.control.expire_at(date);
+                let asked = self.tunnels.asked.lock().unwrap_or_else(PoisonError::into_inner);
+                // Rules that came meanwhile have set the date themselves, or are about to.
+                if *asked == before {
+                    self.live.control.expire_at(date);
+                }
+                drop(asked);
                 return self.still_wanted();
             }
             Err(cause) => cause,

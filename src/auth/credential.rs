@@ -63,8 +63,10 @@ pub struct Credential {
 pub enum Carrier {
     /// In the request, by something that page code must have added on purpose.
     Request,
-    /// Sent by browsers to whoever made the page: wants an allowed origin.
+    /// Sent by browsers whoever made the page: wants an allowed origin.
     Cookie,
+    /// Sent by browsers too, once it was typed in, and by machines that have no origin.
+    Basic,
     /// In the list of subprotocols: a pair's marker as the client wrote it, or what a prefixed item looks like.
     Subprotocol { marker: Option<Box<str>>, example: Option<Box<str>> },
 }
@@ -167,7 +169,7 @@ fn basic(encoded: &[u8]) -> Credential {
     Credential {
         secret: Secret::new(password),
         user: Some(Zeroizing::new(String::from_utf8_lossy(user).into_owned())),
-        carrier: Carrier::Request,
+        carrier: Carrier::Basic,
     }
 }
 
