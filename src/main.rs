@@ -38,10 +38,15 @@ fn serve(args: &ServeArgs) -> ExitCode {
             Err(error) => return cannot_start(&error),
         };
         match Server::bind(args.config.clone(), config) {
-            Ok(server) => server.run(stop, hurry).await,
-            Err(error) => return cannot_start(&error),
+            Ok(server) => match server.run(stop, hurry).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    error!(%error, "stopped");
+                    ExitCode::FAILURE
+                }
+            },
+            Err(error) => cannot_start(&error),
         }
-        ExitCode::SUCCESS
     })
 }
 

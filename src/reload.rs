@@ -229,13 +229,20 @@ impl From<Problems> for Faulty {
     }
 }
 
-/// Reads and compiles off the runtime: a million keys take a while.
+/// Reads and compiles on a thread of its own: a million keys take a while, and so does a network mount.
 async fn load(path: &Path) -> Result<Config, Faulty> {
-    let path = path.to_owned();
-    match tokio::task::spawn_blocking(move || config::load(&path)).await {
-        Ok(loaded) => loaded.map_err(Faulty::from),
-        Err(error) => Err(Faulty { count: 1, text: format!("the loader failed: {error}"), sources: None }),
-    }
+    let (path, (done, loaded)) = (path.to_owned(), oneshot::channel());
+    let work = move || {
+        // Nobody waits any more when the process is about to end.
+        let _ = done.send(config::load(&path).map_err(Faulty::from));
+    };
+    let faulty = |text: String| Faulty { count: 1, text, sources: None };
+    // Where no thread can be had, the next look tries again.
+    std::thread::Builder::new()
+        .name("loader".into())
+        .spawn(work)
+        .map_err(|error| faulty(format!("cannot start a thread to read files: {error}")))?;
+    loaded.await.unwrap_or_else(|_| Err(faulty("the loader failed".into())))
 }
 
 fn differences(running: &Settings, wanted: &Settings) -> Vec<&'static str> {

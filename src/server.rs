@@ -70,7 +70,11 @@ impl Server {
     }
 
     /// Serves until `stop`, then drains: until nobody is left, the drain's timeout, or `hurry`.
-    pub async fn run(self, stop: impl Future<Output = ()>, hurry: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// When a part of it ended by itself: a gate that no longer follows its file, or no longer opens, is none. It drains
+    /// then, too.
+    pub async fn run(self, stop: impl Future<Output = ()>, hurry: impl Future<Output = ()>) -> io::Result<()> {
         self.announce();
         let Self { proxy, listeners, admin, reloader, room } = self;
         let mut accepting = JoinSet::new();
@@ -84,7 +88,11 @@ impl Server {
             background.spawn(admin.serve(listener));
         }
         background.spawn(reloader.run());
-        stop.await;
+        let outcome = tokio::select! {
+            () = stop => Ok(()),
+            Some(_) = accepting.join_next() => Err(io::Error::other("a listener ended by itself")),
+            Some(_) = background.join_next() => Err(io::Error::other("the reload or the admin listener ended by itself")),
+        };
         accepting.shutdown().await;
         tokio::select! {
             () = drain(&proxy) => {}
@@ -92,6 +100,7 @@ impl Server {
         }
         end_all(&proxy).await;
         background.shutdown().await;
+        outcome
     }
 
     fn announce(&self) {

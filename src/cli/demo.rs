@@ -47,7 +47,7 @@ async fn start(listen: SocketAddr) -> Result<(), String> {
     print(&lines.to_text()).map_err(says("cannot print"))?;
     tokio::select! {
         never = echo::serve(echo) => match never {},
-        () = server.run(stop, hurry) => Ok(()),
+        outcome = server.run(stop, hurry) => outcome.map_err(|error| error.to_string()),
     }
 }
 

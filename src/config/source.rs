@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -27,6 +27,7 @@ struct Source {
     /// `None`: it could not be read.
     content: Option<Digest>,
     limit: u64,
+    read_at: Instant,
     seen: Mutex<Seen>,
 }
 
@@ -52,6 +53,9 @@ struct Pattern {
     path: PathBuf,
     matched: Vec<PathBuf>,
 }
+
+/// How long a file that cannot be read rests before it is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// A change within the resolution of the clock that stamps files does not show in the stamp. Two seconds is the coarsest
 /// resolution in use.
@@ -100,6 +104,11 @@ impl Source {
     fn looks_changed(&self) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = std::fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
+        // What kept a file that is there from being read (no descriptor left, a network mount) may pass without a trace in
+        // its stamp.
+        if self.content.is_none() && stamp.is_some() && self.read_at.elapsed() > TRY_AGAIN {
+            return true;
+        }
         if stamp == seen.stamp && (seen.settled || stamp.is_none()) {
             return false;
         }
@@ -168,7 +177,7 @@ impl Reader {
             self.digest.update(content.as_bytes());
         }
         let seen = Mutex::new(Seen { stamp, settled: stamp.is_some_and(Stamp::is_settled) });
-        self.sources.files.push(Source { path: path.to_owned(), content, limit, seen });
+        self.sources.files.push(Source { path: path.to_owned(), content, limit, read_at: Instant::now(), seen });
         read.map(|(bytes, _)| bytes)
     }
 

@@ -66,6 +66,7 @@ where
         started: now,
         active: now,
         first: None,
+        told_client: false,
         expires_at: None,
         waker: None,
     };
@@ -102,6 +103,8 @@ struct Relay<'r, D, U> {
     active: Instant,
     /// Who ended the conversation, as soon as one side has.
     first: Option<Cause>,
+    /// The client got a Close of ours.
+    told_client: bool,
     /// The date that the timer was set by.
     expires_at: Option<UnixTime>,
     waker: Option<Waker>,
@@ -170,6 +173,7 @@ where
             if !self.up.follower.saw_close() && !self.down.writer_gone && self.down.can_insert() {
                 let cause = Cause::UpstreamLost;
                 self.down.kept.bytes.extend(frame::close(cause.close_code(), cause.word(), None));
+                self.told_client = true;
             }
         }
         self.down.poll_finish(cx, self.client)
@@ -262,7 +266,7 @@ where
         let cause = self.first.unwrap_or(Cause::Client);
         let code = match cause {
             Cause::Client => self.up.follower.close_code(),
-            Cause::UpstreamLost => Some(cause.close_code()),
+            Cause::UpstreamLost => self.told_client.then(|| cause.close_code()),
             _ => self.down.follower.close_code(),
         };
         End { cause, code }
