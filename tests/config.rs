@@ -134,6 +134,23 @@ fn nothing_panics() {
     assert!(bad > 100, "only {bad} were bad");
 }
 
+/// Whoever deletes the last key revokes it, and does not have to know how YAML writes an empty list.
+#[test]
+fn where_nothing_is_left_there_are_no_keys() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (path, keys) = (scratch.path().join("main.yaml"), scratch.path().join("keys.yaml"));
+    let head = "listen: 127.0.0.1:0\nupstream: ws://127.0.0.1:9\n";
+    for end in ["keys:\n", "keys: ~\n", "keys: []\n", "key_files:\n", "keys: # none\nkey_files: []\n"] {
+        fs::write(&path, format!("{head}{end}")).unwrap();
+        assert_eq!(good(&path).rules.keys.len(), 0, "{end}");
+    }
+    fs::write(&path, format!("{head}key_files: [keys.yaml]\n")).unwrap();
+    for text in ["", "\n", "# none\n", "---\n", "[]\n", "keys:\n", "# of ours\nkeys:\n  # none\n"] {
+        fs::write(&keys, text).unwrap();
+        assert_eq!(good(&path).rules.keys.len(), 0, "{text:?}");
+    }
+}
+
 #[test]
 fn sizes_are_bounded() {
     let scratch = tempfile::tempdir().unwrap();

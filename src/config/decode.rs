@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::fields::{Fields, parsed};
-use super::problem::{Faults, Path, Wrong};
+use super::problem::{Faults, Path, Wrong, holds_key};
 use super::schema::{self, File, Upstream};
 use super::value::{self, Drain, Limits};
 use super::yaml::Node;
@@ -121,6 +121,9 @@ fn upstreams(fields: &Fields<'_, '_>, faults: &mut Faults) -> (Option<(value::Ta
         if value::is_url(name) {
             faults.name(path, Wrong::new("an upstream's name cannot be a URL").hint("write name: ws://host:port"));
         }
+        if holds_key(name) {
+            faults.name(path, Wrong::new("this looks like a key, not like the name of an upstream"));
+        }
         named.push((name.into(), upstream(node, path, faults)));
     });
     (short, named)
@@ -195,6 +198,9 @@ fn key_files(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<(usize, Box<st
 
 fn file_pattern(text: &str) -> Result<Box<str>, Wrong> {
     let directory = text.rsplit_once('/').map_or("", |(directory, _)| directory);
+    if holds_key(text) {
+        return Err(Wrong::new("this looks like a key, not like the path of a file with keys"));
+    }
     if text.is_empty() || text.ends_with('/') || text.contains('\0') {
         return Err(Wrong::new("this is not the path of a file").hint("write keys.yaml or keys.d/*.yaml"));
     }

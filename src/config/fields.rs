@@ -31,7 +31,7 @@ impl<'n, 'p> Fields<'n, 'p> {
             } else if again {
                 let path = at.again(name, index);
                 faults.name(&path, Wrong::new("this field stands twice in one map").hint("keep one of them"));
-            } else if matches!(value, Node::Null) {
+            } else if matches!(value, Node::Null) && !section.may_be_empty.contains(&&**name) {
                 let says = "this field has no value";
                 faults.value(&at.field(name), Wrong::new(says).hint("give it one, or leave the field out"));
             }

@@ -95,13 +95,18 @@ impl<'d> Keyring<'d> {
         }
         if let Err((taken, owner)) = self.keys.add(compiled, &digests) {
             let secret = &key.secrets[taken];
-            let wrong = if owner.id == id {
-                Wrong::new("this secret stands twice in this key").hint("keep one of them")
-            } else {
-                let says = format!("the key \"{}\" has this secret too", owner.id);
-                Wrong::new(says).hint("every key needs a secret of its own; wsbouncer key new makes one")
-            };
-            at_secret(path, key.shorthand, secret, |path| faults.value(path, wrong));
+            let other = self.ids.get(&owner.id).filter(|_| owner.id != id);
+            at_secret(path, key.shorthand, secret, |path| match other {
+                None => {
+                    let wrong = Wrong::new("this secret stands twice in this key");
+                    faults.value(path, wrong.hint("keep one of them"));
+                }
+                Some(other) => {
+                    let wrong = Wrong::new(format!("the key \"{}\" has this secret too", owner.id));
+                    let wrong = wrong.hint("every key needs a secret of its own; wsbouncer key new makes one");
+                    faults.between(path, wrong, "the other one is at", other.place());
+                }
+            });
         }
     }
 

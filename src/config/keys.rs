@@ -1,7 +1,7 @@
 //! One key: from the tree to [`schema::Key`]. Nothing here repeats a value: any of them may be a secret that slipped.
 
 use super::fields::{Fields, mismatch, parsed};
-use super::problem::{Faults, HIDDEN, Path, Wrong};
+use super::problem::{Faults, HIDDEN, Path, Wrong, holds_key};
 use super::schema::{self, From, Key, KeySecret};
 use super::value::{self, Digest, Secret};
 use super::yaml::Node;
@@ -119,6 +119,10 @@ fn env(text: &str) -> Result<From, Wrong> {
 }
 
 fn file(text: &str) -> Result<From, Wrong> {
+    if holds_key(text) {
+        let wrong = Wrong::new("this looks like a key, not like the path of a file that holds one");
+        return Err(wrong.hint("write plain: for the secret itself"));
+    }
     if text.is_empty() || text.ends_with('/') || text.contains('\0') {
         return Err(Wrong::new("this is not the path of a file"));
     }

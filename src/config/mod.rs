@@ -225,7 +225,8 @@ impl Load {
                 Node::List(items) => {
                     self.key_items(items, 0, &Path::Root { file: id, list: true }, ring, around);
                 }
-                Node::Null => self.faults.at(id, 0, 0, Wrong::new("this file is empty").hint("write [] for no keys")),
+                // All of its keys were deleted.
+                Node::Null => {}
                 Node::Map(_) => self.key_map(&node, &whole, ring, around),
                 other => self.faults.value(&whole, mismatch("a list of keys", &other)),
             }),

@@ -107,7 +107,30 @@ impl std::fmt::Display for Place {
 /// Whether this looks like the name of something. What stands on the left of a colon may also be a value whose own colon
 /// is missing, and that may be a secret.
 pub fn is_name(text: &str) -> bool {
-    text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+    text.len() <= 64
+        && !holds_key(text)
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+/// Whether a key as `wsbouncer key new` makes them stands somewhere in a text, whole or nearly so.
+pub fn holds_key(text: &str) -> bool {
+    key_in(text).is_some()
+}
+
+fn key_in(text: &str) -> Option<std::ops::Range<usize>> {
+    text.match_indices("wsb_").find_map(|(at, prefix)| {
+        let start = at + prefix.len();
+        let random = text[start..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+        (random >= 30).then_some(at..start + random)
+    })
+}
+
+/// Takes out what looks like a key, whatever it was thought to be.
+pub fn without_keys(mut text: String) -> String {
+    while let Some(range) = key_in(&text) {
+        text.replace_range(range, HIDDEN);
+    }
+    text
 }
 
 /// Stands for a name that is not shown.
@@ -248,6 +271,17 @@ mod tests {
         assert_eq!(nearest("on_failure", known), None);
         assert_eq!(nearest("x", ["y"]), None);
         assert_eq!(nearest("chta", ["chat"]), Some("chat"));
+    }
+
+    #[test]
+    fn keys_are_no_names() {
+        let random = "0123456789ABCDEFGHIJKLMNOPQRST1FQk5l";
+        for text in [format!("wsb_{random}"), format!("x-wsb_{random}.y"), format!("wsb_wsb_{random}")] {
+            assert!(holds_key(&text) && !is_name(&text) && !without_keys(text).contains(random));
+        }
+        for text in [random.to_owned(), format!("WSB_{random}"), "wsb_laptop".into(), format!("wsb_{random:.20}")] {
+            assert!(!holds_key(&text) && is_name(&text), "{text}");
+        }
     }
 
     #[test]

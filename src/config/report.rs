@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::chunks::Layout;
 use super::locate::{self, Body, Extent, Tree};
-use super::problem::{Fault, Faults, FileId, On, Place, Step};
+use super::problem::{Fault, Faults, FileId, On, Place, Step, without_keys};
 use super::snippet::{self, Snippet};
 use super::source::Sources;
 
@@ -183,11 +183,12 @@ impl Finder<'_> {
             snippet = snippet::of(found.part, found.tree, section, found.extent);
         }
         let field = fault.place.to_string();
-        Problem { at, field, says: fault.wrong.says, hint: fault.wrong.hint, note, snippet }
+        let (says, hint) = (without_keys(fault.wrong.says), fault.wrong.hint.map(without_keys));
+        Problem { at, field, says, hint, note, snippet }
     }
 
     fn name(&self, file: FileId) -> String {
-        self.texts.get(file.0).map(|text| text.name.clone()).unwrap_or_default()
+        self.texts.get(file.0).map(|text| without_keys(text.name.clone())).unwrap_or_default()
     }
 
     /// `wsbouncer.yaml:8`.

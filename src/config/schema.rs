@@ -20,6 +20,8 @@ pub struct Section {
     pub words: &'static [&'static str],
     /// Fields that the design knows and this version does not.
     pub later: &'static [&'static str],
+    /// Lists that may stand without a value: whoever deletes the last item of one means that there is none.
+    pub may_be_empty: &'static [&'static str],
     /// Whether secrets live here: then even a name may be one that slipped, and only known names are shown.
     pub private: bool,
 }
@@ -76,11 +78,12 @@ const fn hidden(name: &'static str, below: Below) -> Field {
 }
 
 const fn fields(fields: &'static [Field]) -> Section {
-    Section { fields, words: &[], later: &[], private: false }
+    Section { fields, words: &[], later: &[], may_be_empty: &[], private: false }
 }
 
 pub static FILE: Section = Section {
     later: &["tickets", "tls", "proxy_protocol"],
+    may_be_empty: &["keys", "key_files"],
     ..fields(&[
         section("listen", &LISTEN),
         Field { name: "admin", default: "127.0.0.1:9901", below: Below::Section(&ADMIN), shown: Shown::Yes },
@@ -98,7 +101,8 @@ pub static FILE: Section = Section {
 };
 
 /// A key file that is a map rather than a list.
-pub static KEY_FILE: Section = Section { private: true, ..fields(&[hidden("keys", Below::Section(&KEY))]) };
+pub static KEY_FILE: Section =
+    Section { may_be_empty: &["keys"], private: true, ..fields(&[hidden("keys", Below::Section(&KEY))]) };
 
 pub static LISTEN: Section = Section { later: &["tls", "proxy_protocol"], ..fields(&[value("address", "")]) };
 

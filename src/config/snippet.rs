@@ -3,7 +3,7 @@
 
 use super::fields::may_be_shown;
 use super::locate::{Body, Extent, Tree};
-use super::problem::{FileId, is_name};
+use super::problem::{FileId, holds_key, is_name};
 use super::schema::{self, Below, Shown};
 
 /// A line that may be shown, and what in it is meant.
@@ -106,6 +106,7 @@ fn entry_of(name: &str, above: Section) -> (bool, Section) {
 
 fn is_shown(text: &str, shown: Shown) -> bool {
     match shown {
+        _ if holds_key(text) => false,
         // A URL may hold a password, or a token behind its question mark.
         Shown::Yes => text.chars().count() <= 100 && !text.contains(['@', '?']),
         Shown::IfName => is_name(text),

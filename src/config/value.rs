@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::HeaderName;
 use http::uri::PathAndQuery;
 
-use super::problem::{Wrong, nearest};
+use super::problem::{Wrong, holds_key, nearest};
 pub use crate::admit::Origin;
 pub use crate::auth::credential::{Encoding, Place, Shape};
 pub use crate::clock::UnixTime;
@@ -250,6 +250,10 @@ const MAX_NAME: usize = 128;
 pub fn name(text: &str) -> Parsed<Box<str>> {
     if text.is_empty() {
         return Err(Wrong::new("this is empty"));
+    }
+    if holds_key(text) {
+        return Err(Wrong::new("this looks like a key, not like the name of one")
+            .hint("names stand in logs, metrics and headers; if anybody saw this file, make a new key"));
     }
     if text.len() > MAX_NAME || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Wrong::new("this must be at most 128 printable ASCII characters without spaces")
