@@ -125,7 +125,7 @@ impl Upgrade {
     ///
     /// # Errors
     /// 400 `bad_handshake`, with the call that works.
-    pub fn check_answerable(&self, carrier: Option<&Carrier>) -> Result<(), Denial> {
+    pub fn check_answerable<'c>(&self, carrier: Option<&'c Carrier>) -> Result<Answerable<'c>, Denial> {
         match carrier {
             Some(Carrier::Subprotocol { marker: None, example }) if self.protocols.is_empty() => {
                 let example = example.as_deref().unwrap_or_default();
@@ -135,10 +135,14 @@ impl Upgrade {
                 );
                 Err(Denial::new(Reason::BadHandshake, detail))
             }
-            _ => Ok(()),
+            _ => Ok(Answerable(carrier)),
         }
     }
 }
+
+/// What brought the credential, once it is known that there is an answer to it that a browser takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Answerable<'c>(Option<&'c Carrier>);
 
 pub fn accept(key: &str) -> String {
     let mut hash = Sha1::new();
@@ -209,7 +213,7 @@ pub fn check_reply(upgrade: &Upgrade, version: u8, headers: HeaderMap) -> Result
 pub fn accept_response(
     upgrade: &Upgrade,
     switched: Switched,
-    carrier: Option<&Carrier>,
+    Answerable(carrier): Answerable<'_>,
 ) -> (Response<Bytes>, Option<Box<str>>) {
     let protocol = switched.protocol.or_else(|| match carrier {
         Some(Carrier::Subprotocol { marker: Some(marker), .. }) => Some(marker.clone()),

@@ -114,11 +114,11 @@ impl Proxy {
         let principal = self.verify(&rules, route, credential.as_ref(), &caller)?; // who they are 401 429
         entry.key = principal.key().map(|key| key.id.clone());
         let carrier = credential.as_ref().map(Credential::carrier);
-        upgrade.check_answerable(carrier)?; // could we say yes                                400
+        let answerable = upgrade.check_answerable(carrier)?; // could we say yes                400
         let door = Door { name: &route.name, conditions: &route.conditions };
         let admission = admit(&door, principal, carrier, &parts.headers, &caller, &self.counts)?; // 403 429 503
-        let seat = self.tunnels.seat(admission, applicant(entry, route))?; // on the list first   503
-        seat.ask_again(|live| self.admits(live))?; // and asked once more                       401 403 404
+        let claim = self.tunnels.seat(admission, applicant(entry, route))?; // on the list first  503
+        let seat = claim.ask_again(|live| self.admits(live))?; // and asked once more           401 403 404
         let request = headers::upstream_request(
             parts,
             &upgrade,
@@ -133,10 +133,10 @@ impl Proxy {
             Answer::Refused(response) => return Ok(Done::PassedThrough(response)), // their no   any
             Answer::Opened(opened) => opened, // their yes                                      502 503 504
         };
-        seat.still_wanted()?; // nobody ended it meanwhile                                      401 403 404 503
+        let confirmed = seat.confirm()?; // nobody ended it meanwhile                           401 403 404 503
         let extensions = opened.switched.has_extensions();
-        let (response, subprotocol) = handshake::accept_response(&upgrade, opened.switched, carrier); // our yes
-        seat.opened(subprotocol);
+        let (response, subprotocol) = handshake::accept_response(&upgrade, opened.switched, answerable); // our yes
+        seat.opened(confirmed, subprotocol);
         self.metrics.opened(seat.live());
         log::opened(seat.live());
         let start = Start { from_client: Vec::new(), from_upstream: opened.early, extensions };

@@ -65,6 +65,14 @@ pub struct Seat {
     _admission: Admission,
 }
 
+/// A seat whose holder was not asked again yet: nothing can be done with it but that.
+#[derive(Debug)]
+pub struct Claim(Seat);
+
+/// Nobody has ended the tunnel before it began. Only [`Seat::confirm`] makes one.
+#[derive(Debug)]
+pub struct Confirmed(());
+
 impl std::fmt::Debug for Tunnels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tunnels")
@@ -80,7 +88,7 @@ impl Tunnels {
     ///
     /// # Errors
     /// 503 `draining`.
-    pub fn seat(self: &Arc<Self>, admission: Admission, applicant: Applicant) -> Result<Seat, Denial> {
+    pub fn seat(self: &Arc<Self>, admission: Admission, applicant: Applicant) -> Result<Claim, Denial> {
         let live = Arc::new(Live {
             id: applicant.id,
             route: admission.route().clone(),
@@ -100,7 +108,7 @@ impl Tunnels {
         }
         all.insert(number, live.clone());
         drop(all);
-        Ok(Seat { number, live, tunnels: self.clone(), _admission: admission })
+        Ok(Claim(Seat { number, live, tunnels: self.clone(), _admission: admission }))
     }
 
     /// All tunnels that stand or are about to.
@@ -169,38 +177,37 @@ impl Live {
     }
 }
 
-impl Seat {
-    pub fn live(&self) -> &Live {
-        &self.live
-    }
-
+impl Claim {
     /// The last check, after the seat was taken: a key that was revoked in between is seen either here or by `reconcile`.
     ///
     /// # Errors
     /// The refusal that the new rules make of it.
-    pub fn ask_again(&self, admits: impl FnOnce(&Live) -> Result<Option<UnixTime>, Cause>) -> Result<(), Denial> {
-        let before = *self.tunnels.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let cause = match admits(&self.live) {
-            Ok(date) => {
-                let asked = self.tunnels.asked.lock().unwrap_or_else(PoisonError::into_inner);
-                // Rules that came meanwhile have set the date themselves, or are about to.
-                if *asked == before {
-                    self.live.control.expire_at(date);
-                }
-                drop(asked);
-                return self.still_wanted();
-            }
-            Err(cause) => cause,
-        };
-        Err(self.denial(cause))
+    pub fn ask_again(self, admits: impl FnOnce(&Live) -> Result<Option<UnixTime>, Cause>) -> Result<Seat, Denial> {
+        let seat = self.0;
+        let asked = || seat.tunnels.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *asked();
+        let date = admits(&seat.live).map_err(|cause| seat.denial(cause))?;
+        let now = asked();
+        // Rules that came meanwhile have set the date themselves, or are about to.
+        if *now == before {
+            seat.live.control.expire_at(date);
+        }
+        drop(now);
+        seat.confirm().map(|_| seat)
+    }
+}
+
+impl Seat {
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// Whether nobody ended the tunnel before it began.
     ///
     /// # Errors
     /// The refusal for what ended it.
-    pub fn still_wanted(&self) -> Result<(), Denial> {
-        self.live.control.stopped().map_or(Ok(()), |cause| Err(self.denial(cause)))
+    pub fn confirm(&self) -> Result<Confirmed, Denial> {
+        self.live.control.stopped().map_or(Ok(Confirmed(())), |cause| Err(self.denial(cause)))
     }
 
     fn denial(&self, cause: Cause) -> Denial {
@@ -216,7 +223,7 @@ impl Seat {
     }
 
     /// Both sides have said yes.
-    pub fn opened(&self, subprotocol: Option<Box<str>>) {
+    pub fn opened(&self, _: Confirmed, subprotocol: Option<Box<str>>) {
         let _ = self.live.opened.set(Opening { at: SystemTime::now(), since: Instant::now(), subprotocol });
     }
 }
@@ -248,7 +255,7 @@ mod tests {
     use crate::peer::{Peer, TrustedProxies};
     use crate::secret::Digest;
 
-    fn seat(tunnels: &Arc<Tunnels>) -> Seat {
+    fn claim(tunnels: &Arc<Tunnels>) -> Claim {
         let mut keys = Keys::default();
         let key = Key {
             id: "alice".into(),
@@ -279,13 +286,12 @@ mod tests {
     #[test]
     fn a_date_of_older_rules_never_replaces_one_of_newer() {
         let tunnels = Arc::<Tunnels>::default();
-        let seat = seat(&tunnels);
-        let asked = seat.ask_again(|_| {
+        let claim = claim(&tunnels);
+        let seat = claim.ask_again(|_| {
             // The old rules have answered; before the answer is taken over, new rules come.
             assert!(tunnels.reconcile(|_| Ok(Some(UnixTime(100)))).is_empty());
             Ok(None)
         });
-        assert!(asked.is_ok());
-        assert_eq!(seat.live().control.expires_at(), Some(UnixTime(100)));
+        assert_eq!(seat.unwrap().live().control.expires_at(), Some(UnixTime(100)));
     }
 }
