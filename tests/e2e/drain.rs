@@ -176,6 +176,9 @@ fn a_second_signal_ends_it_at_once() {
     for (mut client, _up) in tunnels {
         client.read_to_close();
     }
+    let closed = gate.log_lines(|line| line.is("tunnel closed"));
+    assert_eq!(closed.len(), 3, "everybody gets a line");
+    assert!(closed.iter().any(|line| line.get("cause") == "shutdown"));
 }
 
 #[test]

@@ -250,6 +250,7 @@ fn after_one_side_has_ended_a_silent_other_one_does_not_stay() {
         up.read_to_close();
         assert!(start.elapsed() > Duration::from_millis(400), "{:?}", start.elapsed());
         gate.wait_for_open(0);
+        gate.closed("half_close_timeout");
     }
 }
 
