@@ -176,6 +176,8 @@ impl Finder<'_> {
         let mut snippet = None;
         if let Some((line, column)) = fault.position {
             (at.line, at.column) = (line, column);
+            let text = self.texts.get(fault.place.file.0);
+            snippet = text.and_then(|text| snippet::of_text(&text.text, line, column));
         } else if let Some(found) = self.find(&fault.place, fault.on) {
             at.line = found.lines_before + found.extent.line;
             at.column = found.extent.column + 1;
