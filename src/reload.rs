@@ -50,7 +50,12 @@ pub struct Reloader {
     status: Arc<Mutex<Status>>,
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
     watcher: Watch,
+    /// The warnings of the last load that was taken over, which were said then.
+    warned: HashSet<String>,
 }
+
+/// A configuration of many mistakes is not told line by line: `check` prints them all.
+const MAX_WARNINGS: usize = 20;
 
 impl Reloader {
     pub fn new(path: PathBuf, settings: Settings, sources: Sources, proxy: Arc<Proxy>) -> Self {
@@ -59,7 +64,17 @@ impl Reloader {
         let mut watcher = Watch::new();
         watcher.follow(&sources);
         let status = Arc::new(Mutex::new(status));
-        Self { path, settings, sources, proxy, status, asks: mpsc::channel(8), watcher }
+        let warned = HashSet::new();
+        Self { path, settings, sources, proxy, status, asks: mpsc::channel(8), watcher, warned }
+    }
+
+    /// Logs what is allowed and probably not meant, unless the last load said so too.
+    pub fn warn(&mut self, warnings: &Problems) {
+        let lines: Vec<String> = warnings.lines().take(MAX_WARNINGS).collect();
+        for warning in lines.iter().filter(|line| !self.warned.contains(*line)) {
+            warn!(warning, "warning");
+        }
+        self.warned = lines.into_iter().collect();
     }
 
     pub fn status(&self) -> Arc<Mutex<Status>> {
@@ -152,6 +167,7 @@ impl Reloader {
         }
         let files = self.sources.count();
         let (routes, keys) = (config.rules.routes.len(), config.rules.keys.len());
+        self.warn(&config.warnings);
         let lost = if is_new { self.swap(config.rules) } else { 0 };
         self.set_status(Status { ok: true, at: UnixTime::now(), error: None, restart_needed });
         info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");

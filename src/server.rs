@@ -56,7 +56,8 @@ impl Server {
             tunnels,
             counts,
         });
-        let reloader = Reloader::new(path, settings, config.sources, proxy.clone());
+        let mut reloader = Reloader::new(path, settings, config.sources, proxy.clone());
+        reloader.warn(&config.warnings);
         Ok(Self { proxy, listeners, admin, reloader, room })
     }
 

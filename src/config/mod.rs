@@ -148,7 +148,7 @@ impl Load {
     /// The tree of the main file.
     fn tree(&mut self, id: FileId) -> Option<Node> {
         let text = &self.texts[id.0].text;
-        match parsed(text) {
+        match parsed(text, 0) {
             Ok(node) if !matches!(node, Node::Null) => Some(node),
             Ok(_) => {
                 let wrong = Wrong::new("this file is empty");
@@ -221,7 +221,7 @@ impl Load {
                 self.faults.at(id, 1, 1, wrong.hint("begin every key with \"- \" on a line of its own"));
                 Ok(())
             }
-            None => parsed(&text).map(|node| match node {
+            None => parsed(&text, 0).map(|node| match node {
                 Node::List(items) => {
                     self.key_items(items, 0, &Path::Root { file: id, list: true }, ring, around);
                 }
@@ -266,9 +266,7 @@ impl Load {
         let whole = Path::Root { file: id, list: !layout.under_keys };
         let list = if layout.under_keys { whole.field("keys") } else { whole };
         for chunk in &layout.chunks {
-            let node = parsed(&text[chunk.start..chunk.end]).map_err(|(line, column, wrong)| {
-                (if line == 0 { 0 } else { line + chunk.lines_before }, column, wrong)
-            })?;
+            let node = parsed(&text[chunk.start..chunk.end], chunk.lines_before)?;
             if let Node::List(items) = node {
                 self.key_items(items, chunk.first, &list, ring, around);
             }
@@ -318,25 +316,21 @@ impl Surroundings<'_> {
     }
 }
 
-/// Parses a text in which nothing stands for anything else.
-fn parsed(text: &str) -> Result<Node, (usize, usize, Wrong)> {
+/// Parses a text in which nothing stands for anything else, part of a file with so many lines before it.
+fn parsed(text: &str, lines_before: usize) -> Result<Node, (usize, usize, Wrong)> {
+    let line_of = |line: usize| if line == 0 { 0 } else { line + lines_before };
     if let Some((line, column, says)) = locate::alias(text) {
         return Err((
-            line,
+            line_of(line),
             column,
             Wrong::new(says).hint("write it out; put a value that begins with & or * in quotes"),
         ));
     }
     yaml::parse(text).map_err(|error| {
-        let wrong = Wrong::new(error.says);
-        (
-            error.line,
-            error.column,
-            match error.hint {
-                Some(hint) => wrong.hint(hint),
-                None => wrong,
-            },
-        )
+        let begins = error.begins.map(|(how, line)| format!("{how} line {}", line_of(line)));
+        let hints: Vec<String> = error.hint.map(Into::into).into_iter().chain(begins).collect();
+        let hint = (!hints.is_empty()).then(|| hints.join("; "));
+        (line_of(error.line), error.column, Wrong { says: error.says, hint })
     })
 }
 

@@ -81,6 +81,11 @@ impl Problems {
         self.len() == 0
     }
 
+    /// Each as one line, without the text that it is about: for a log.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.all.iter().map(Problem::line)
+    }
+
     /// What was read before it was given up: a change of these may mend it.
     pub fn sources(&self) -> &Sources {
         &self.sources
@@ -112,6 +117,13 @@ impl fmt::Display for Problems {
 }
 
 impl Problem {
+    /// `file:line:column: field: sentence; help`.
+    fn line(&self) -> String {
+        let field = if self.field.is_empty() { String::new() } else { format!("{}: ", self.field) };
+        let more = self.note.iter().chain(&self.hint).map(|more| format!("; {more}")).collect::<String>();
+        format!("{}: {field}{}{more}", self.at, self.says)
+    }
+
     fn print(&self, level: Level, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.at)?;
         if level == Level::Warning {
@@ -176,6 +188,8 @@ impl Finder<'_> {
         let mut snippet = None;
         if let Some((line, column)) = fault.position {
             (at.line, at.column) = (line, column);
+            let text = self.texts.get(fault.place.file.0);
+            snippet = text.and_then(|text| snippet::of_text(&text.text, line, column));
         } else if let Some(found) = self.find(&fault.place, fault.on) {
             at.line = found.lines_before + found.extent.line;
             at.column = found.extent.column + 1;

@@ -157,3 +157,76 @@ fn masked(line: &[char], marks: &[Mark], (start, end): (usize, usize)) -> Option
 fn is_structure(letter: char) -> bool {
     letter == ' ' || "[]{},:-\"'".contains(letter)
 }
+
+/// A line of a text that is no tree: its indentation, its dashes, and its first name if that is one of a field. Columns
+/// count from 1.
+pub fn of_text(text: &str, line: usize, column: usize) -> Option<Snippet> {
+    let line = text.split('\n').nth(line.checked_sub(1)?)?.trim_end_matches([' ', '\r']);
+    let column = column.checked_sub(1)?;
+    let structure = structure_of(line);
+    let (shown, rest) = line.split_at(structure);
+    // A tab is as wide as a terminal likes.
+    let width = |text: &str| text.chars().map(|letter| if letter == '\t' { TAB.len() } else { 1 }).sum::<usize>();
+    let known = shown.chars().count();
+    let (column, length) = if column < known {
+        let before: String = shown.chars().take(column).collect();
+        (width(&before), 1)
+    } else {
+        (width(shown), if rest.is_empty() { 1 } else { HIDDEN.len() })
+    };
+    let shown = shown.replace('\t', TAB);
+    let rest = if rest.is_empty() { "" } else { HIDDEN };
+    (shown.len() <= MAX_LINE).then(|| Snippet { line: format!("{shown}{rest}"), column, length })
+}
+
+const TAB: &str = "\\t";
+
+/// How much of a line, in bytes, is nothing but structure.
+fn structure_of(line: &str) -> usize {
+    let blank = |text: &str| text.len() - text.trim_start_matches([' ', '\t']).len();
+    let mut at = blank(line);
+    while line[at..].starts_with("- ") {
+        at += 1 + blank(&line[at + 1..]);
+    }
+    let Some((name, rest)) = line[at..].split_once(':') else { return at };
+    if !(rest.is_empty() || rest.starts_with(' ')) || !(is_field(name, &FILE) || is_field(name, &KEY_FILE)) {
+        return at;
+    }
+    at + name.len() + 1 + blank(rest)
+}
+
+/// Whether some map of the file has a field of this name.
+fn is_field(name: &str, below: &Below) -> bool {
+    match below {
+        Below::Section(section) => {
+            section.fields.iter().any(|field| field.name == name || is_field(name, &field.below))
+        }
+        Below::Named(below) => is_field(name, below),
+        Below::Texts { .. } | Below::Value => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_text_only_its_structure_is_shown() {
+        for (line, column, expected) in [
+            ("  - secret: \"abc", 13, ("  - secret: ***", 12, 3)),
+            ("  - secret: \"abc", 3, ("  - secret: ***", 2, 1)),
+            ("\t- id: a", 1, ("\\t- id: ***", 0, 1)),
+            ("\t- id: a", 2, ("\\t- id: ***", 2, 1)),
+            ("abc: 1", 4, ("***", 0, 3)),
+            ("keys:", 6, ("keys:", 5, 1)),
+            ("id:abc", 1, ("***", 0, 3)),
+            ("", 1, ("", 0, 1)),
+        ] {
+            let (line_shown, column_shown, length) = expected;
+            let expected = Snippet { line: line_shown.into(), column: column_shown, length };
+            assert_eq!(of_text(line, 1, column), Some(expected), "{line}");
+        }
+        assert_eq!(of_text("a", 2, 1), None);
+        assert_eq!(of_text("a", 1, 0), None);
+    }
+}

@@ -40,6 +40,8 @@ pub struct Unreadable {
     pub column: usize,
     pub says: String,
     pub hint: Option<&'static str>,
+    /// The line where what is wrong here may have begun, and what to say of it.
+    pub begins: Option<(&'static str, usize)>,
 }
 
 /// Deeper than anything this file means; a bound for our own recursion.
@@ -53,7 +55,7 @@ const MAX_OPEN_BRACKETS: usize = 1000;
 /// The first thing that cannot be read. What the text holds is never part of the message.
 pub fn parse(text: &str) -> Result<Node, Unreadable> {
     if let Some(line) = line_of_deep_brackets(text) {
-        return Err(Unreadable { line, column: 1, says: TOO_DEEP.into(), hint: None });
+        return Err(Unreadable { line, column: 1, says: TOO_DEEP.into(), hint: None, begins: None });
     }
     // Every node takes a byte of text; only aliases can make more nodes than that.
     let seed = Seed { depth: 0, budget: &Cell::new(text.len() + 1) };
@@ -83,7 +85,7 @@ fn line_of_deep_brackets(text: &str) -> Option<usize> {
 fn unreadable(error: &serde_yaml::Error, text: &str) -> Unreadable {
     let raw = error.to_string();
     let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-    let found = |says: &str, hint| Unreadable { line, column, says: says.into(), hint };
+    let found = |says: &str, hint| Unreadable { line, column, says: says.into(), hint, begins: None };
     if let Some(own) = [TOO_DEEP, TOO_MANY, TAGGED, NAME_IS_NO_TEXT].iter().find(|own| raw.contains(**own)) {
         let hint = (*own == NAME_IS_NO_TEXT).then_some("put it in quotes");
         return found(own, hint);
@@ -95,13 +97,53 @@ fn unreadable(error: &serde_yaml::Error, text: &str) -> Unreadable {
         let line = text.lines().enumerate().filter(|(_, line)| line.starts_with("---")).last();
         let line = line.map_or(0, |(index, _)| index + 1);
         let says = "a second YAML document begins here; the file must be one document".into();
-        return Unreadable { line, column: 1, says, hint: Some("remove the --- line") };
+        return Unreadable { line, column: 1, says, hint: Some("remove the --- line"), begins: None };
     }
     if raw.contains("control characters") {
         return control_character(text);
     }
+    let start = text.split('\n').nth(line.saturating_sub(1)).unwrap_or_default();
+    let before: String = start.chars().take(column.saturating_sub(1)).collect();
+    // Not at the beginning of a line: then the line says too much, not too far to the right.
+    if raw.contains("did not find expected key") && !before.trim().is_empty() {
+        let begins =
+            opens_before(text, line, &before).map(|line| ("the quote that ends here may have opened in", line));
+        return Unreadable { begins, ..found(INSIDE.0, Some(INSIDE.1)) };
+    }
+    let unclosed = raw.contains("end of stream") || raw.contains("document indicator");
+    if let Some((line, column)) = context(&raw, "scanning a quoted scalar").filter(|_| unclosed) {
+        return Unreadable { line, column, says: "the quote that opens here is not closed".into(), ..found("", None) };
+    }
+    let begins = [
+        ("parsing a block mapping", "the fields beside it begin in"),
+        ("parsing a block collection", "the list begins in"),
+        ("parsing a flow mapping", "the { stands in"),
+        ("parsing a flow sequence", "the [ stands in"),
+    ];
+    let begins = begins.iter().find_map(|(what, how)| Some((*how, context(&raw, what)?.0)));
     let known = SYNTAX.iter().find(|(part, _, _)| raw.contains(part));
-    known.map_or_else(|| found("this is not valid YAML", None), |(_, says, hint)| found(says, *hint))
+    let found = known.map_or_else(|| found("this is not valid YAML", None), |(_, says, hint)| found(says, *hint));
+    Unreadable { begins, ..found }
+}
+
+const INSIDE: (&str, &str) = (
+    "nothing can follow here: a quote closed before, or a comma is missing",
+    "write a quote inside of single quotes twice (''), and one inside of double quotes as \\\"",
+);
+
+/// What libyaml was at when it gave up, and where that began.
+fn context(raw: &str, what: &str) -> Option<(usize, usize)> {
+    let (_, at) = raw.split_once(what)?.1.split_once("at line ")?;
+    let (line, column) = at.split_once(" column ")?;
+    let digits = column.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(column.len());
+    Some((line.parse().ok()?, column[..digits].parse().ok()?))
+}
+
+/// The line before this one where the quote opens that ends here: the last one with an odd number of them.
+fn opens_before(text: &str, line: usize, before: &str) -> Option<usize> {
+    let quote = before.trim_end().chars().last().filter(|letter| matches!(letter, '"' | '\''))?;
+    let lines: Vec<&str> = text.split('\n').take(line.checked_sub(1)?).collect();
+    lines.iter().rposition(|line| line.matches(quote).count() % 2 == 1).map(|index| index + 1)
 }
 
 /// libyaml does not say where.
@@ -110,7 +152,7 @@ fn control_character(text: &str) -> Unreadable {
     let before = text.split(is_bad).next().unwrap_or_default();
     let line = 1 + before.matches('\n').count();
     let column = 1 + before.rsplit('\n').next().unwrap_or_default().chars().count();
-    Unreadable { line, column, says: "a control character stands here".into(), hint: None }
+    Unreadable { line, column, says: "a control character stands here".into(), hint: None, begins: None }
 }
 
 /// What libyaml says, and what a person can do about it. The first that is contained counts.
@@ -129,7 +171,7 @@ const SYNTAX: &[(&str, &str, Option<&str>)] = &[
     (
         "did not find expected key",
         "the indentation is wrong here, or a quote or comma is missing before",
-        Some("indent fields of one map alike"),
+        Some("indent fields of one map, and items of one list, alike"),
     ),
     ("did not find expected '-' indicator", "the indentation is wrong here: a list item must begin with \"- \"", None),
     ("did not find expected ',' or ']'", "a list that began with [ is not closed, or a comma is missing", None),

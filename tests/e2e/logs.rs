@@ -1,5 +1,7 @@
 //! One line for a refusal, one when a tunnel opens, one when it closes; and no secret, ever, anywhere.
 
+use std::fs;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
 
@@ -293,4 +295,24 @@ fn no_secret_leaves_the_process_in_any_spelling() {
             }
         }
     }
+}
+
+/// What `check` would warn of is in the log too: once, and again only when something else is to be said.
+#[test]
+fn warnings_of_the_configuration_are_told_once() {
+    let backend = Backend::manual();
+    let gate = Gate::start(&format!("keys: [{{ id: a, secret: canary }}]\nupstream: {}\n", backend.url()));
+    let warnings = || gate.log_lines(|line| line.is("warning"));
+    gate.log_line(|line| line.is("warning"));
+    assert_eq!(warnings().len(), 1, "{:?}", warnings());
+    let says = warnings()[0].get("warning");
+    assert!(says.contains("keys[0].secret: the key \"a\" has its secret in plain text; "), "{says}");
+    assert_eq!(warnings()[0].get("level"), "WARN");
+    let edited = gate.yaml().replace("}]", "}] # edited");
+    gate.reloads(|| fs::write(gate.file(), edited).unwrap());
+    assert_eq!(warnings().len(), 1, "{:?}", warnings());
+    let edited = gate.yaml().replace("}]", "}, { id: b, secret: canary-2 }]");
+    gate.reloads(|| fs::write(gate.file(), edited).unwrap());
+    assert_eq!(warnings().len(), 2, "{:?}", warnings());
+    assert!(!gate.raw_log().contains("canary"));
 }
