@@ -133,14 +133,13 @@ fn no_two_files_import_each_other_in_a_circle() {
 }
 
 /// What one step of a request hands to the next as proof that it was taken: where each is made, and nowhere else.
-const PROOFS: [(&str, &str); 8] = [
+const PROOFS: [(&str, &str); 7] = [
     ("auth::credential", "Credential"),
     ("auth", "Principal"),
     ("limit", "Permit"),
     ("admit", "Admission"),
     ("tunnels", "Claim"),
     ("tunnels", "Seat"),
-    ("handshake", "Answerable"),
     ("handshake", "Switched"),
 ];
 
