@@ -130,10 +130,9 @@ fn the_environment_can_stand_for_the_flags() {
         .stderr(Stdio::piped())
         .spawn();
     let mut child = Killed(child.unwrap());
-    let mut line = String::new();
-    BufReader::new(child.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(line["message"], "listening");
+    let lines = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    let mut events = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+    assert!(events.any(|event| event["message"] == "listening"));
 }
 
 /// Ends with the test.
