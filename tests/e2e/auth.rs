@@ -479,6 +479,31 @@ fn a_page_may_connect_only_from_an_allowed_origin() {
 }
 
 #[test]
+fn a_browser_that_knows_a_basic_password_is_no_proof_of_who_made_the_page() {
+    let (id, key) = ("alice", KEY);
+    let with_basic = || ws("/ws").with("Authorization", &basic(id, key));
+    let backend = Backend::echo();
+    let gate = Gate::start(&route(&backend, &from("basic")));
+    gate.open(with_basic());
+    gate.refuses(with_basic().with("Origin", "https://evil.example"), 403, "origin_not_allowed");
+    let fields = format!("{}\nallowed_origins: [ \"https://a.example\" ]", from("basic"));
+    let gate = Gate::start(&route(&backend, &fields));
+    gate.open(with_basic());
+    gate.open(with_basic().with("Origin", "https://a.example"));
+    gate.refuses(with_basic().with("Origin", "https://evil.example"), 403, "origin_not_allowed");
+}
+
+#[test]
+fn a_page_without_an_origin_of_its_own_has_no_cookie() {
+    let backend = Backend::echo();
+    let fields = format!("{}\nallowed_origins: [ \"null\" ]", from("{ cookie: session }, { header: X-Api-Key }"));
+    let gate = Gate::start(&route(&backend, &fields));
+    let by_cookie = ws("/ws").with("Cookie", &format!("session={KEY}")).with("Origin", "null");
+    gate.refuses(by_cookie, 403, "origin_not_allowed");
+    gate.open(alice().with("Origin", "null"));
+}
+
+#[test]
 fn a_cookie_counts_only_together_with_an_allowed_origin() {
     let backend = Backend::echo();
     let fields = format!("allowed_origins: [ \"https://a.example\" ]\n{}", from("{ cookie: session }"));

@@ -211,6 +211,16 @@ fn a_stranger_speaks_for_nobody_else() {
 }
 
 #[test]
+fn what_a_trusted_proxy_says_of_the_client_passes() {
+    let backend = Backend::echo();
+    let gate = Gate::start(&(small(&backend, "") + "trusted_proxies: [ 127.0.0.0/8 ]\n"));
+    gate.open(alice().with("X-Real-IP", "203.0.113.7").with("X_Forwarded_For", "6.6.6.6"));
+    let head = backend.last_head();
+    assert_eq!(head.get("X-Real-IP"), Some("203.0.113.7"));
+    assert!(!head.text().contains("6.6.6.6"), "{}", head.text());
+}
+
+#[test]
 fn a_trusted_proxy_is_believed_up_to_the_first_stranger() {
     let backend = Backend::echo();
     let gate = Gate::start(&small(&backend, "trusted_proxies: [ 127.0.0.0/8, 10.0.0.0/8 ]\n"));
