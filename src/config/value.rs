@@ -69,7 +69,9 @@ pub fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
 pub fn date(text: &str) -> Parsed<UnixTime> {
     let day = || -> Option<jiff::Timestamp> {
         let date = (text.len() == 10).then(|| text.parse::<jiff::civil::Date>().ok()).flatten()?;
-        Some(date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+        // 9999-12-31, which stands for "never" in many tools, is just beyond the last moment that is known here.
+        let moment = date.to_zoned(jiff::tz::TimeZone::UTC).map(|day| day.timestamp());
+        Some(moment.unwrap_or(jiff::Timestamp::MAX))
     };
     let time = text.parse::<jiff::Timestamp>().ok().or_else(day);
     time.map(|time| UnixTime(time.as_second())).ok_or_else(|| {
@@ -413,6 +415,7 @@ mod tests {
         assert_eq!(date("1970-01-02"), Ok(UnixTime(86_400)));
         assert_eq!(date("1970-01-02T00:00:00Z"), Ok(UnixTime(86_400)));
         assert_eq!(date("1970-01-02T02:00:00+02:00"), Ok(UnixTime(86_400)));
+        assert_eq!(date("9999-12-31"), Ok(UnixTime(jiff::Timestamp::MAX.as_second())));
         for text in ["", "2027", "2027-13-01", "2027-02-30", "2027-01-01T00:00:00", "1.1.2027", "tomorrow"] {
             assert!(date(text).is_err(), "{text}");
         }
