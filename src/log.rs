@@ -60,7 +60,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 impl Entry {
     /// For a connection whose head could not be read.
     pub fn without_request(caller: IpAddr) -> Self {
-        let id = new_id();
+        Self::empty(new_id(), caller)
+    }
+
+    fn empty(id: Box<str>, caller: IpAddr) -> Self {
         Self {
             id,
             since: Instant::now(),
@@ -77,11 +80,10 @@ impl Entry {
     pub fn new(caller: IpAddr, path: &str, headers: &HeaderMap) -> Self {
         let text = |name| headers.get(name).map(|value| printable(value.as_bytes()).into_boxed_str());
         Self {
-            id: request_id(headers),
             host: text(HOST),
             path: Some(printable(path.as_bytes()).into()),
             origin: text(ORIGIN),
-            ..Self::without_request(caller)
+            ..Self::empty(request_id(headers), caller)
         }
     }
 

@@ -138,10 +138,6 @@ impl RouteTable {
         self.by_name.get(name)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.by_name.values()
-    }
-
     /// The most specific route for a host (as sent, port and case included) and a raw path.
     ///
     /// # Errors
