@@ -1,15 +1,13 @@
 //! The life of a request. Every step is a line in `Proxy::open`; the order is the security of this program.
 
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use http::Response;
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response};
-use http_body_util::Full;
 
 use crate::admit::{Door, admit};
 use crate::auth::{Credential, Principal, verify};
@@ -44,19 +42,13 @@ pub struct Opened {
     pub bounds: Bounds,
 }
 
-/// Where [`Proxy::handle`] leaves a tunnel for the connection's own task. Only what is left here is ever relayed: hyper
-/// hands out sockets of refused upgrades too.
-#[derive(Default)]
-pub struct Slot(Mutex<Option<Opened>>);
-
-impl Slot {
-    fn put(&self, opened: Opened) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
-    }
-
-    pub fn take(&self) -> Option<Opened> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
+/// What becomes of a request.
+#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
+pub enum Reply {
+    /// Our 101, and what the relay needs after it.
+    Opened(Response<Bytes>, Opened),
+    /// Anything else: the connection ends with it.
+    Closed(Response<Bytes>),
 }
 
 /// How a request ends that is not refused.
@@ -68,28 +60,20 @@ enum Done {
 
 impl Proxy {
     /// Answers one request. Never fails: a refusal is an answer.
-    pub async fn handle<B>(
-        &self,
-        peer: Peer,
-        request: Request<B>,
-        slot: &Slot,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (mut parts, _) = request.into_parts();
+    pub async fn handle(&self, peer: Peer, mut parts: Parts) -> Reply {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
-        let response = match self.open(peer, &mut parts, &mut entry).await {
+        match self.open(peer, &mut parts, &mut entry).await {
             Ok(Done::Opened(response, opened)) => {
                 self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
-                slot.put(opened);
-                response
+                Reply::Opened(response, opened)
             }
             Ok(Done::PassedThrough(response)) => {
                 entry.passed_through(response.status().as_u16());
                 self.metrics.answered(entry.route_label(), Outcome::PassedThrough, entry.since.elapsed());
-                with_request_id(response, &entry)
+                Reply::Closed(with_request_id(response, &entry))
             }
-            Err(denial) => self.deny(&entry, &denial),
-        };
-        Ok(response.map(Full::new))
+            Err(denial) => Reply::Closed(self.deny(&entry, &denial)),
+        }
     }
 
     /// One log line, one count, one answer.
