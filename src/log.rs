@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::denial::Denial;
 use crate::end::End;
+use crate::random;
 use crate::tunnels::Live;
 
 /// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
@@ -238,24 +239,11 @@ fn request_id(headers: &HeaderMap) -> Box<str> {
     }
 }
 
-/// UUIDv7 (RFC 9562): sorts by time. Its random part is drawn for many at a time.
+/// UUIDv7 (RFC 9562): sorts by time.
 fn new_id() -> Box<str> {
-    const DRAWN: usize = 64;
-    thread_local! {
-        static RANDOM: RefCell<Vec<[u8; 10]>> = const { RefCell::new(Vec::new()) };
-    }
-    let random = RANDOM.with_borrow_mut(|random| {
-        if random.is_empty() {
-            let mut bytes = [0; 10 * DRAWN];
-            // Without randomness ids are still sorted; a kernel that has none would not have let us start.
-            let _ = getrandom::fill(&mut bytes);
-            random.extend(bytes.as_chunks::<10>().0);
-        }
-        random.pop().unwrap_or_default()
-    });
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().to_string().into()
+    uuid::Builder::from_unix_timestamp_millis(millis, &random::bytes()).into_uuid().to_string().into()
 }
 
 /// Text of others for a log line: at most 256 bytes, and nothing but visible ASCII and spaces.

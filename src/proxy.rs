@@ -20,6 +20,7 @@ use crate::limit::Counts;
 use crate::log::{self, Entry};
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
+use crate::random;
 use crate::relay::{Bounds, Start};
 use crate::route::{NotFound, Route};
 use crate::rules::Rules;
@@ -185,9 +186,8 @@ fn applicant(entry: &Entry, route: &Route) -> Applicant {
 
 /// A lifetime is cut by up to a tenth, so that tunnels that were opened together do not end together.
 fn bounds(route: &Route) -> Bounds {
-    let mut byte = [0];
-    let _ = getrandom::fill(&mut byte);
-    let cut = f64::from(byte[0]) / 255.0 / 10.0;
+    let [byte] = random::bytes();
+    let cut = f64::from(byte) / 255.0 / 10.0;
     Bounds {
         idle: route.timeouts.idle,
         max_lifetime: route.timeouts.max_lifetime.map(|lifetime| lifetime.mul_f64(1.0 - cut)),

@@ -23,6 +23,9 @@ use crate::{connection, listener, log};
 /// Connections that were handed to a worker and not taken up by it yet. Beyond that, whoever accepts keeps them.
 const QUEUE: usize = 256;
 
+/// Connections that a worker may have more than the one with the fewest, besides a quarter of those, before it hands on.
+const SLACK: usize = 2;
+
 /// The threads of this process that serve connections.
 pub struct Workers {
     stage: watch::Sender<Stage>,
@@ -189,11 +192,11 @@ impl Desk {
         }
     }
 
-    /// Whoever has the fewest; ourselves if we have hardly more, because to hand over wakes another thread.
+    /// Whoever has the fewest; ourselves if we have hardly more, because to hand on wakes another thread.
     fn whose_turn(&self) -> usize {
         let open = |index: &usize| self.all[*index].open.load(Relaxed);
         let least = (0..self.all.len()).min_by_key(open).unwrap_or(self.index);
-        if open(&self.index) > open(&least) + open(&least) / 8 { least } else { self.index }
+        if open(&self.index) > open(&least) + SLACK + open(&least) / 4 { least } else { self.index }
     }
 
     fn begin(&self, arrival: Arrival) {
