@@ -5,14 +5,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use http::Method;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Method, Response, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::clock::with_http_date;
 use crate::end::{Cause, End};
 use crate::head::{self, Fault};
 use crate::log::{self, Entry};
@@ -68,8 +66,8 @@ pub async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -
             return None;
         }
         Err(Fault::Denied(denial)) => {
-            let response = proxy.deny(&Entry::without_request(from), &denial);
-            refuse(client, &raw(&response, false), true).await;
+            let answer = proxy.deny(&Entry::without_request(from), &denial);
+            refuse(client, answer.as_bytes(), true).await;
             return None;
         }
     };
@@ -84,16 +82,17 @@ pub async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -
         }
     };
     match reply {
-        Reply::Opened(response, opened) => {
-            let mut tunnel = begin(client, &response, opened, &proxy).await?;
+        Reply::Opened(answer, opened) => {
+            let mut tunnel = begin(client, &answer, opened, &proxy).await?;
             tunnel.opened.start.from_client = early;
             if let (Some(idle), Stream::Tcp(upstream)) = (keepalive, &tunnel.opened.upstream) {
                 upstream.ask_after(idle);
             }
             Some(tunnel)
         }
-        Reply::Closed(response) => {
-            refuse(client, &raw(&response, is_head), is_more_to_come).await;
+        Reply::Closed(answer) => {
+            let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
+            refuse(client, answer, is_more_to_come).await;
             None
         }
     }
@@ -114,8 +113,8 @@ fn has_body(headers: &http::HeaderMap) -> bool {
 }
 
 /// Says yes. From here on there is a tunnel, or a line in the log that says why there is none.
-async fn begin(mut client: Socket, response: &Response<Bytes>, opened: Opened, proxy: &Proxy) -> Option<Box<Tunnel>> {
-    let why = match timeout(ANSWER, client.write_all(&raw(response, false))).await {
+async fn begin(mut client: Socket, answer: &[u8], opened: Opened, proxy: &Proxy) -> Option<Box<Tunnel>> {
+    let why = match timeout(ANSWER, client.write_all(answer)).await {
         Ok(Ok(())) => return Some(Box::new(Tunnel { client, opened })),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the client did not read the answer".to_owned(),
@@ -153,36 +152,4 @@ async fn linger(mut client: Socket) {
         }
     })
     .await;
-}
-
-/// An answer as bytes; to HEAD without the body (RFC 9110 section 9.3.2).
-fn raw(response: &Response<Bytes>, is_head: bool) -> Vec<u8> {
-    let (status, body) = (response.status(), response.body());
-    let mut bytes = Vec::with_capacity(384 + body.len());
-    bytes.extend_from_slice(b"HTTP/1.1 ");
-    bytes.extend_from_slice(status.as_str().as_bytes());
-    bytes.push(b' ');
-    bytes.extend_from_slice(status.canonical_reason().unwrap_or("Refused").as_bytes());
-    bytes.extend_from_slice(b"\r\n");
-    let mut line = |name: &str, value: &[u8]| {
-        bytes.extend_from_slice(name.as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value);
-        bytes.extend_from_slice(b"\r\n");
-    };
-    for (name, value) in response.headers() {
-        line(name.as_str(), value.as_bytes());
-    }
-    if !response.headers().contains_key(http::header::DATE) {
-        with_http_date(|date| line("date", date.as_bytes()));
-    }
-    let has_no_body = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
-    if !has_no_body.contains(&status) {
-        line("content-length", body.len().to_string().as_bytes());
-    }
-    bytes.extend_from_slice(b"\r\n");
-    if !is_head {
-        bytes.extend_from_slice(body);
-    }
-    bytes
 }

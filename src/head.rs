@@ -113,20 +113,27 @@ fn parse(head: &Bytes) -> Option<Parts> {
 /// deadline.
 pub fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, Denial> {
     let bad = |detail| Err(Denial::bad_handshake(detail));
-    for (at, byte) in bytes.iter().enumerate().skip(from) {
-        let before = at.checked_sub(1).map(|at| bytes[at]);
-        if before == Some(b'\r') && *byte != b'\n' {
+    let follows_cr = |at: usize| at > 0 && bytes[at - 1] == b'\r';
+    let mut at = from;
+    while let Some(&byte) = bytes.get(at) {
+        if follows_cr(at) && byte != b'\n' {
             return bad("the request head holds a CR without LF");
         }
         match byte {
-            b'\n' if before != Some(b'\r') => return bad("the request head holds a line that ends in LF without CR"),
+            b'\n' if !follows_cr(at) => return bad("the request head holds a line that ends in LF without CR"),
             b'\n' if at >= 3 && bytes[at - 2] == b'\n' => return Ok(Some(at + 1)),
-            b'\r' | b'\n' | b'\t' => {}
-            0..0x20 | 0x7f => return bad("the request head holds a control character"),
-            _ => {}
+            b'\r' | b'\n' => at += 1,
+            byte if !is_text(byte) => return bad("the request head holds a control character"),
+            // Nearly all of it.
+            _ => at += bytes[at..].iter().take_while(|byte| is_text(**byte)).count(),
         }
     }
     Ok(None)
+}
+
+/// What a line is made of.
+const fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
 fn too_large(bytes: &[u8]) -> Denial {

@@ -22,7 +22,7 @@
 //! process   main -> server -> { worker, reload, admin }, cli
 //! flow      worker -> listener, connection -> proxy -> relay
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
+//! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -65,6 +65,7 @@ pub mod route;
 pub mod template;
 pub mod upstream;
 
+pub mod answer;
 pub mod clock;
 pub mod denial;
 pub mod end;

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{UnixStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::denial::{Denial, Reason};
-use crate::fields::{self, Twice, only};
+use crate::fields::{Twice, only};
 use crate::handshake::{self, Switched, Upgrade};
 use crate::socket::Socket;
 use crate::tunnels::Seat;
@@ -55,8 +54,15 @@ pub struct Patience {
 pub enum Answer {
     /// A 101 that was checked.
     Opened(Opened),
-    /// Something else, rebuilt for the client.
-    Refused(Response<Bytes>),
+    /// Something else.
+    Refused(Refusal),
+}
+
+/// An answer that is no 101. Its body is whole.
+pub struct Refusal {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
 }
 
 pub struct Opened {
@@ -202,17 +208,12 @@ impl Reply {
         }
     }
 
-    /// The answer as the client gets it: end-to-end headers, a body of known length, and the end of the connection.
-    async fn into_refusal(self, stream: &mut Stream) -> Result<Response<Bytes>, Denial> {
+    async fn into_refusal(self, stream: &mut Stream) -> Result<Refusal, Denial> {
         let status = StatusCode::from_u16(self.status).ok().filter(|status| status.as_u16() < 600);
         let status = status.ok_or_else(|| broken("its status is none"))?;
         let framing = Framing::of(status, &self.headers).map_err(broken)?;
         let body = framing.read(self.rest, stream).await?;
-        let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = status;
-        *response.headers_mut() = fields::end_to_end_of_response(&self.headers);
-        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-        Ok(response)
+        Ok(Refusal { status, headers: self.headers, body })
     }
 }
 

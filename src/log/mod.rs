@@ -1,6 +1,8 @@
 //! What is written about each request: one line for a refusal, one when a tunnel opens, one when it closes. Never a query,
 //! a header that could hold a secret, or a byte that a terminal would act upon.
 
+mod line;
+
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -22,9 +24,12 @@ pub fn init(json: bool, level: tracing::Level) {
     JSON.store(json, Relaxed);
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(|| Lines);
     if json {
-        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+        builder.event_format(line::Json).init();
+    } else if io::stderr().is_terminal() {
+        // For eyes, in colour.
+        builder.with_target(false).init();
     } else {
-        builder.with_ansi(io::stderr().is_terminal()).with_target(false).init();
+        builder.event_format(line::Text).init();
     }
 }
 
@@ -248,6 +253,12 @@ fn new_id() -> Box<str> {
 
 /// Text of others for a log line: at most 256 bytes, and nothing but visible ASCII and spaces.
 pub fn printable(bytes: &[u8]) -> String {
+    if bytes.len() <= 256
+        && bytes.iter().all(|byte| matches!(byte, b' '..=b'~'))
+        && let Ok(text) = std::str::from_utf8(bytes)
+    {
+        return text.to_owned();
+    }
     let mut text = String::with_capacity(bytes.len().min(256));
     for &byte in bytes.iter().take(256) {
         if byte == b' ' || byte.is_ascii_graphic() {
