@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! process   main -> server -> { worker, reload, admin }, cli
-//! flow      worker -> listener, connection -> proxy -> relay
+//! flow      worker -> listener -> desk -> connection -> proxy -> relay
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
 //! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
 //! config    config -> constructors of the domain; the domain never knows config
@@ -32,7 +32,7 @@
 //!
 //! | step | where | bounded by |
 //! | --- | --- | --- |
-//! | accept, hand to a thread | [`listener`], [`worker`] | descriptors; errors never end the loop |
+//! | accept, hand to a thread | [`listener`], [`desk`], [`worker`] | descriptors; errors never end the loop |
 //! | raw head read, vetted, parsed | [`head`] | deadline, 16 KiB, 64 lines |
 //! | caller, route | [`peer`], [`route`] | pure |
 //! | is it an upgrade? | [`handshake`] | pure |
@@ -48,6 +48,7 @@ pub mod server;
 
 pub mod admin;
 pub mod connection;
+pub mod desk;
 pub mod listener;
 pub mod reload;
 pub mod worker;

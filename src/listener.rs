@@ -13,8 +13,8 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::desk::Desk;
 use crate::socket::keepalive;
-use crate::worker::Desk;
 
 /// Pauses between attempts to accept when descriptors or memory are out.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -4,27 +4,19 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime::Builder;
-use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
-use crate::limit::{Connection, Room};
+use crate::desk::{Arrival, Desk, desks};
 use crate::proxy::Proxy;
-use crate::{connection, listener, log};
-
-/// Connections that were handed to a worker and not taken up by it yet. Beyond that, whoever accepts keeps them.
-const QUEUE: usize = 256;
-
-/// Connections that a worker may have more than the one with the fewest, besides a quarter of those, before it hands on.
-const SLACK: usize = 2;
+use crate::{listener, log};
 
 /// The threads of this process that serve connections.
 pub struct Workers {
@@ -45,33 +37,6 @@ enum Stage {
     Stop,
 }
 
-/// One worker, as the others see it.
-pub struct Desk {
-    proxy: Arc<Proxy>,
-    /// Itself included.
-    all: Arc<Vec<Load>>,
-    index: usize,
-}
-
-struct Load {
-    open: AtomicUsize,
-    queue: mpsc::Sender<Arrival>,
-}
-
-/// An accepted connection on its way to its worker.
-struct Arrival {
-    stream: TcpStream,
-    address: SocketAddr,
-    place: Place,
-}
-
-/// A connection's place among those of its worker, and of the process.
-struct Place {
-    all: Arc<Vec<Load>>,
-    index: usize,
-    _counted: Connection,
-}
-
 impl Workers {
     /// Starts as many as there are cores to run on. Each accepts on all of these listeners.
     ///
@@ -79,15 +44,11 @@ impl Workers {
     /// When a thread or its runtime cannot be had.
     pub fn start(listeners: &[TcpListener], proxy: &Arc<Proxy>) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from);
-        let (queues, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
-        let all: Vec<Load> = queues.into_iter().map(|queue| Load { open: AtomicUsize::new(0), queue }).collect();
-        let all = Arc::new(all);
         let (stage, told) = watch::channel(Stage::Serve);
         let (door, accepting) = mpsc::channel(1);
         let (sign, ended) = mpsc::channel(1);
         let mut threads = Vec::with_capacity(count);
-        for (index, arrivals) in arrivals.into_iter().enumerate() {
-            let desk = Arc::new(Desk { proxy: proxy.clone(), all: all.clone(), index });
+        for (index, (desk, arrivals)) in desks(count, proxy).into_iter().enumerate() {
             let listeners = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
             let (told, door, sign) = (told.clone(), door.clone(), Sign(sign.clone()));
             let runtime = Builder::new_current_thread().enable_all().on_thread_park(log::flush).build()?;
@@ -166,64 +127,5 @@ async fn work(
             Some(arrival) = arrivals.recv() => desk.begin(arrival),
             _ = told.wait_for(|stage| *stage == Stage::Stop) => return,
         }
-    }
-}
-
-impl Desk {
-    pub fn proxy(&self) -> &Proxy {
-        &self.proxy
-    }
-
-    pub fn room(&self) -> &Room {
-        self.proxy.counts.room()
-    }
-
-    /// Serves a connection, here or where there is less to do.
-    pub fn welcome(&self, stream: TcpStream, address: SocketAddr) {
-        let index = self.whose_turn();
-        let place = Place::take(&self.all, index, self.proxy.counts.connection());
-        let arrival = Arrival { stream, address, place };
-        if index == self.index {
-            self.begin(arrival);
-        } else if let Err(TrySendError::Full(arrival) | TrySendError::Closed(arrival)) =
-            self.all[index].queue.try_send(arrival)
-        {
-            self.begin(arrival);
-        }
-    }
-
-    /// Whoever has the fewest; ourselves if we have hardly more, because to hand on wakes another thread.
-    fn whose_turn(&self) -> usize {
-        let open = |index: &usize| self.all[*index].open.load(Relaxed);
-        let least = (0..self.all.len()).min_by_key(open).unwrap_or(self.index);
-        if open(&self.index) > open(&least) + SLACK + open(&least) / 4 { least } else { self.index }
-    }
-
-    fn begin(&self, arrival: Arrival) {
-        let Arrival { stream, address, place } = arrival;
-        let proxy = self.proxy.clone();
-        // What the handshake needs is on the heap, so that it is gone when the tunnel stands: the task is as large as the
-        // largest thing that it holds across a wait, for as long as it lives.
-        let arriving = Box::pin(connection::arrive(stream, address, proxy.clone()));
-        #[expect(clippy::disallowed_methods, reason = "counted by its place, which drains wait for")]
-        tokio::spawn(async move {
-            if let Some(mut tunnel) = arriving.await {
-                tunnel.relay(&proxy).await;
-            }
-            drop(place);
-        });
-    }
-}
-
-impl Place {
-    fn take(all: &Arc<Vec<Load>>, index: usize, counted: Connection) -> Self {
-        all[index].open.fetch_add(1, Relaxed);
-        Self { all: all.clone(), index, _counted: counted }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.all[self.index].open.fetch_sub(1, Relaxed);
     }
 }

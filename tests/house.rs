@@ -13,7 +13,7 @@ const LONGEST_FILE: usize = 400;
 
 /// Who starts, runs and ends the process. Nobody else may import one of these.
 const PROCESS: &[&str] =
-    &["main", "server", "worker", "listener", "connection", "reload", "admin", "admin::*", "cli", "cli::*"];
+    &["main", "server", "worker", "listener", "desk", "connection", "reload", "admin", "admin::*", "cli", "cli::*"];
 
 /// (importer, imported, reason): imports that must not be.
 const MUST_NOT_IMPORT: &[(&str, &str, &str)] = &[
@@ -43,7 +43,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
 const HTTP: &[&str] = &["admin", "admin::*"];
 
 /// Tasks that outlive the function that starts them are counted here; elsewhere they could not be drained.
-const MAY_SPAWN: &[&str] = &["server", "worker", "reload", "admin"];
+const MAY_SPAWN: &[&str] = &["server", "desk", "reload", "admin"];
 
 /// (what, reason): never in any text file of the project.
 fn banned_words() -> Vec<(String, &'static str)> {
