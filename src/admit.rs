@@ -95,16 +95,13 @@ fn default_port(scheme: &str) -> Option<u16> {
 pub struct Admission {
     principal: Principal,
     route: Arc<str>,
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl Admission {
-    pub fn principal(&self) -> &Principal {
-        &self.principal
-    }
-
-    pub fn route(&self) -> &Arc<str> {
-        &self.route
+    /// Who may open a tunnel, on which route, and the places that are taken for it.
+    pub fn into_parts(self) -> (Principal, Arc<str>, Permit) {
+        (self.principal, self.route, self.permit)
     }
 }
 
@@ -140,7 +137,7 @@ pub fn admit(
         address: caller.address,
     };
     let permit = counts.admit(&wanted).map_err(|denial| denial.of_key(id))?;
-    Ok(Admission { principal, route: door.name.clone(), _permit: permit })
+    Ok(Admission { principal, route: door.name.clone(), permit })
 }
 
 fn check_origin(allowed: Option<&[Origin]>, headers: &HeaderMap, carrier: Option<&Carrier>) -> Result<(), Denial> {

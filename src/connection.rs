@@ -16,8 +16,9 @@ use crate::head::{self, Fault};
 use crate::log::{self, Entry};
 use crate::peer::Peer;
 use crate::proxy::{Opened, Proxy, Reply};
-use crate::relay;
+use crate::relay::Relay;
 use crate::socket::Socket;
+use crate::tunnels::Seat;
 use crate::upstream::Stream;
 
 /// How long a client may take to read an answer of ours.
@@ -36,22 +37,21 @@ thread_local! {
 
 /// A connection that became a tunnel.
 pub struct Tunnel {
-    client: Socket,
-    opened: Opened,
+    relay: Relay<Socket, Stream>,
+    seat: Seat,
 }
 
 impl Tunnel {
     pub async fn relay(&mut self, proxy: &Proxy) {
-        let Opened { seat, upstream, start, bounds } = &mut self.opened;
-        let start = std::mem::take(start);
-        let end = relay::copy_bidirectional(&mut self.client, upstream, start, &seat.live().control, bounds).await;
-        proxy.metrics.closed(seat.live(), end.cause);
-        log::closed(seat.live(), end);
+        let live = self.seat.live();
+        let end = self.relay.run(&live.control).await;
+        proxy.metrics.closed(live, end.cause);
+        log::closed(live, end);
     }
 }
 
 /// From an accepted socket to a tunnel, or to a refusal that was read.
-pub async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Box<Tunnel>> {
+pub async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Tunnel> {
     let peer = Peer::new(address);
     let from = peer.address.ip();
     let mut client = Socket::new(stream, from);
@@ -83,12 +83,10 @@ pub async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -
     };
     match reply {
         Reply::Opened(answer, opened) => {
-            let mut tunnel = begin(client, &answer, opened, &proxy).await?;
-            tunnel.opened.start.from_client = early;
-            if let (Some(idle), Stream::Tcp(upstream)) = (keepalive, &tunnel.opened.upstream) {
+            if let (Some(idle), Stream::Tcp(upstream)) = (keepalive, &opened.upstream) {
                 upstream.ask_after(idle);
             }
-            Some(tunnel)
+            begin(client, early, &answer, opened, &proxy).await
         }
         Reply::Closed(answer) => {
             let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
@@ -113,9 +111,13 @@ fn has_body(headers: &http::HeaderMap) -> bool {
 }
 
 /// Says yes. From here on there is a tunnel, or a line in the log that says why there is none.
-async fn begin(mut client: Socket, answer: &[u8], opened: Opened, proxy: &Proxy) -> Option<Box<Tunnel>> {
+async fn begin(mut client: Socket, early: Vec<u8>, answer: &[u8], opened: Opened, proxy: &Proxy) -> Option<Tunnel> {
     let why = match timeout(ANSWER, client.write_all(answer)).await {
-        Ok(Ok(())) => return Some(Box::new(Tunnel { client, opened })),
+        Ok(Ok(())) => {
+            let Opened { seat, upstream, mut start, bounds } = opened;
+            start.from_client = early;
+            return Some(Tunnel { relay: Relay::new(client, upstream, &start, bounds), seat });
+        }
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the client did not read the answer".to_owned(),
     };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::connection;
-use crate::limit::{Connection, Room};
+use crate::limit::Room;
 use crate::proxy::Proxy;
 
 /// Connections that were handed to a worker and not taken up by it yet. Beyond that, whoever accepts keeps them.
@@ -18,14 +18,15 @@ const SLACK: usize = 2;
 /// One worker, as the others see it.
 pub struct Desk {
     proxy: Arc<Proxy>,
-    /// Itself included.
-    all: Arc<Vec<Load>>,
-    index: usize,
-}
-
-struct Load {
+    /// Connections that it serves.
     open: AtomicUsize,
     queue: mpsc::Sender<Arrival>,
+}
+
+/// A worker's own desk, and those of all.
+pub struct Desks {
+    own: Arc<Desk>,
+    all: Arc<[Arc<Desk>]>,
 }
 
 /// An accepted connection on its way to its worker.
@@ -36,61 +37,62 @@ pub struct Arrival {
 }
 
 /// A connection's place among those of its worker, and of the process.
-struct Place {
-    all: Arc<Vec<Load>>,
-    index: usize,
-    _counted: Connection,
+struct Place(Arc<Desk>);
+
+/// The desks of so many workers, and what arrives there from the others.
+pub fn desks(count: usize, proxy: &Arc<Proxy>) -> Vec<(Desks, mpsc::Receiver<Arrival>)> {
+    let desk = |_| {
+        let (queue, arrivals) = mpsc::channel(QUEUE);
+        (Arc::new(Desk { proxy: proxy.clone(), open: AtomicUsize::new(0), queue }), arrivals)
+    };
+    let (all, arrivals): (Vec<_>, Vec<_>) = (0..count).map(desk).unzip();
+    let shared: Arc<[Arc<Desk>]> = all.clone().into();
+    let desks = all.into_iter().map(|own| Desks { own, all: shared.clone() });
+    desks.zip(arrivals).collect()
 }
 
-/// A desk for each of so many workers, and what arrives there from the others.
-pub fn desks(count: usize, proxy: &Arc<Proxy>) -> Vec<(Arc<Desk>, mpsc::Receiver<Arrival>)> {
-    let (queues, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(QUEUE)).unzip();
-    let all: Vec<Load> = queues.into_iter().map(|queue| Load { open: AtomicUsize::new(0), queue }).collect();
-    let all = Arc::new(all);
-    let desk = |index| Arc::new(Desk { proxy: proxy.clone(), all: all.clone(), index });
-    arrivals.into_iter().enumerate().map(|(index, arrivals)| (desk(index), arrivals)).collect()
-}
-
-impl Desk {
+impl Desks {
     pub fn proxy(&self) -> &Proxy {
-        &self.proxy
+        &self.own.proxy
     }
 
     pub fn room(&self) -> &Room {
-        self.proxy.counts.room()
+        self.own.proxy.counts.room()
     }
 
     /// Serves a connection, here or where there is less to do.
     pub fn welcome(&self, stream: TcpStream, address: SocketAddr) {
-        let index = self.whose_turn();
-        let place = Place::take(&self.all, index, self.proxy.counts.connection());
-        let arrival = Arrival { stream, address, place };
-        if index == self.index {
-            self.begin(arrival);
-        } else if let Err(TrySendError::Full(arrival) | TrySendError::Closed(arrival)) =
-            self.all[index].queue.try_send(arrival)
-        {
-            self.begin(arrival);
+        let desk = self.whose_turn();
+        let arrival = Arrival { stream, address, place: Place::at(desk) };
+        if Arc::ptr_eq(desk, &self.own) {
+            arrival.begin();
+        } else if let Err(TrySendError::Full(arrival) | TrySendError::Closed(arrival)) = desk.queue.try_send(arrival) {
+            arrival.begin();
         }
     }
 
     /// Whoever has the fewest; ourselves if we have hardly more, because to hand on wakes another thread.
-    fn whose_turn(&self) -> usize {
-        let open = |index: &usize| self.all[*index].open.load(Relaxed);
-        let least = (0..self.all.len()).min_by_key(open).unwrap_or(self.index);
-        if open(&self.index) > open(&least) + SLACK + open(&least) / 4 { least } else { self.index }
+    fn whose_turn(&self) -> &Arc<Desk> {
+        let own = self.own.open.load(Relaxed);
+        let least = self.all.iter().map(|desk| (desk.open.load(Relaxed), desk)).min_by_key(|(open, _)| *open);
+        match least {
+            Some((least, desk)) if own > least + SLACK + least / 4 => desk,
+            _ => &self.own,
+        }
     }
+}
 
-    pub fn begin(&self, arrival: Arrival) {
-        let Arrival { stream, address, place } = arrival;
-        let proxy = self.proxy.clone();
+impl Arrival {
+    /// Starts the connection's task on the worker that this is called on.
+    pub fn begin(self) {
+        let Self { stream, address, place } = self;
         // What the handshake needs is on the heap, so that it is gone when the tunnel stands: the task is as large as the
         // largest thing that it holds across a wait, for as long as it lives.
-        let arriving = Box::pin(connection::arrive(stream, address, proxy.clone()));
+        let arriving = Box::pin(connection::arrive(stream, address, place.0.proxy.clone()));
         #[expect(clippy::disallowed_methods, reason = "counted by its place, which drains wait for")]
         tokio::spawn(async move {
             if let Some(mut tunnel) = arriving.await {
-                tunnel.relay(&proxy).await;
+                tunnel.relay(&place.0.proxy).await;
             }
             drop(place);
         });
@@ -98,14 +100,16 @@ impl Desk {
 }
 
 impl Place {
-    fn take(all: &Arc<Vec<Load>>, index: usize, counted: Connection) -> Self {
-        all[index].open.fetch_add(1, Relaxed);
-        Self { all: all.clone(), index, _counted: counted }
+    fn at(desk: &Arc<Desk>) -> Self {
+        desk.open.fetch_add(1, Relaxed);
+        desk.proxy.counts.enter();
+        Self(desk.clone())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.all[self.index].open.fetch_sub(1, Relaxed);
+        self.0.open.fetch_sub(1, Relaxed);
+        self.0.proxy.counts.leave();
     }
 }

@@ -193,10 +193,15 @@ impl Counts {
         &self.room
     }
 
-    /// Counts an accepted connection until the guard drops.
-    pub fn connection(self: &Arc<Self>) -> Connection {
+    /// Counts an accepted connection, until it says [`Counts::leave`].
+    pub fn enter(&self) {
         self.room.open.fetch_add(1, Ordering::Relaxed);
-        Connection(self.clone())
+    }
+
+    pub fn leave(&self) {
+        if self.room.open.fetch_sub(1, Ordering::SeqCst) >= self.room.most {
+            self.room.left.notify_waiters();
+        }
     }
 }
 
@@ -231,18 +236,6 @@ impl Bucket {
     fn level_at(&self, now: Instant, per_minute: u32) -> f64 {
         let minutes = now.saturating_duration_since(self.at).as_secs_f64() / 60.0;
         (self.level - minutes * f64::from(per_minute)).max(0.0)
-    }
-}
-
-/// One accepted connection, counted.
-pub struct Connection(Arc<Counts>);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let room = &self.0.room;
-        if room.open.fetch_sub(1, Ordering::SeqCst) >= room.most {
-            room.left.notify_waiters();
-        }
     }
 }
 

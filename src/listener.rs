@@ -13,7 +13,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::desk::Desk;
+use crate::desk::Desks;
 use crate::socket::keepalive;
 
 /// Pauses between attempts to accept when descriptors or memory are out.
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const BATCH: usize = 32;
 
 /// Accepts until its task is dropped.
-pub async fn accept(listener: TcpListener, desk: &Desk) {
+pub async fn accept(listener: TcpListener, desks: &Desks) {
     #[expect(
         deprecated,
         reason = "its successor is unsafe for types that may change their descriptor; this one cannot"
@@ -33,9 +33,9 @@ pub async fn accept(listener: TcpListener, desk: &Desk) {
     };
     let mut followed = Weak::new();
     loop {
-        desk.room().wait_for_place().await;
+        desks.room().wait_for_place().await;
         let Ok(mut ready) = listener.readable().await else { return };
-        let rules = desk.proxy().rules.load();
+        let rules = desks.proxy().rules.load();
         let (keepalive, is_new) = (rules.tcp_keepalive, !std::ptr::eq(followed.as_ptr(), Arc::as_ptr(&rules)));
         if is_new {
             followed = Arc::downgrade(&rules);
@@ -43,7 +43,7 @@ pub async fn accept(listener: TcpListener, desk: &Desk) {
         }
         drop(rules);
         for _ in 0..BATCH {
-            if !desk.room().has_place() {
+            if !desks.room().has_place() {
                 break;
             }
             match accept_one(listener.get_ref()) {
@@ -52,15 +52,15 @@ pub async fn accept(listener: TcpListener, desk: &Desk) {
                     if is_new {
                         ask_after(&stream, keepalive);
                     }
-                    desk.welcome(stream, address);
+                    desks.welcome(stream, address);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();
                     break;
                 }
-                Err(error) if is_about_one_connection(&error) => desk.proxy().metrics.accept_failed(),
+                Err(error) if is_about_one_connection(&error) => desks.proxy().metrics.accept_failed(),
                 Err(error) => {
-                    desk.proxy().metrics.accept_failed();
+                    desks.proxy().metrics.accept_failed();
                     warn!(%error, "cannot accept connections, trying again");
                     sleep(PAUSE).await;
                     break;

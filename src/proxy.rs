@@ -52,7 +52,6 @@ pub enum Reply {
 }
 
 /// How a request ends that is not refused.
-#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
 enum Done {
     Opened(Vec<u8>, Opened),
     PassedThrough(Refusal),

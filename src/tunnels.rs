@@ -13,6 +13,7 @@ use crate::auth::Principal;
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
+use crate::limit::Permit;
 use crate::relay::Control;
 
 /// The list of the living.
@@ -62,7 +63,7 @@ pub struct Seat {
     number: u64,
     live: Arc<Live>,
     tunnels: Arc<Tunnels>,
-    _admission: Admission,
+    _permit: Permit,
 }
 
 /// A seat whose holder was not asked again yet: nothing can be done with it but that.
@@ -89,14 +90,15 @@ impl Tunnels {
     /// # Errors
     /// 503 `draining`.
     pub fn seat(self: &Arc<Self>, admission: Admission, applicant: Applicant) -> Result<Claim, Denial> {
+        let (principal, route, permit) = admission.into_parts();
         let live = Arc::new(Live {
             id: applicant.id,
-            route: admission.route().clone(),
+            route,
             upstream: applicant.upstream,
-            principal: admission.principal().clone(),
             caller: applicant.caller,
             origin: applicant.origin,
-            control: Control::new(admission.principal().valid_until()),
+            control: Control::new(principal.valid_until()),
+            principal,
             opened: OnceLock::new(),
             closed: AtomicBool::new(false),
         });
@@ -108,7 +110,7 @@ impl Tunnels {
         }
         all.insert(number, live.clone());
         drop(all);
-        Ok(Claim(Seat { number, live, tunnels: self.clone(), _admission: admission }))
+        Ok(Claim(Seat { number, live, tunnels: self.clone(), _permit: permit }))
     }
 
     /// All tunnels that stand or are about to.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
-use crate::desk::{Arrival, Desk, desks};
+use crate::desk::{Arrival, Desks, desks};
 use crate::proxy::Proxy;
 use crate::{listener, log};
 
@@ -48,13 +48,13 @@ impl Workers {
         let (door, accepting) = mpsc::channel(1);
         let (sign, ended) = mpsc::channel(1);
         let mut threads = Vec::with_capacity(count);
-        for (index, (desk, arrivals)) in desks(count, proxy).into_iter().enumerate() {
+        for (index, (desks, arrivals)) in desks(count, proxy).into_iter().enumerate() {
             let listeners = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
             let (told, door, sign) = (told.clone(), door.clone(), Sign(sign.clone()));
             let runtime = Builder::new_current_thread().enable_all().on_thread_park(log::flush).build()?;
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 log::keep_lines_together();
-                runtime.block_on(work(listeners, desk, arrivals, told, door));
+                runtime.block_on(work(listeners, Arc::new(desks), arrivals, told, door));
                 // Whatever still looks up a name at this point is not waited for.
                 runtime.shutdown_background();
                 log::flush();
@@ -97,23 +97,23 @@ impl Drop for Sign {
 /// The main task of a worker: starts what arrives, until it is told to stop.
 async fn work(
     listeners: Vec<TcpListener>,
-    desk: Arc<Desk>,
+    desks: Arc<Desks>,
     mut arrivals: mpsc::Receiver<Arrival>,
     mut told: watch::Receiver<Stage>,
     door: mpsc::Sender<Infallible>,
 ) {
     let mut accepting = JoinSet::new();
     for listener in listeners {
-        let (desk, door) = (desk.clone(), door.clone());
+        let (desks, door) = (desks.clone(), door.clone());
         accepting.spawn(async move {
-            listener::accept(listener, &desk).await;
+            listener::accept(listener, &desks).await;
             drop(door);
         });
     }
     drop(door);
     loop {
         tokio::select! {
-            Some(arrival) = arrivals.recv() => desk.begin(arrival),
+            Some(arrival) = arrivals.recv() => arrival.begin(),
             stage = told.wait_for(|stage| *stage != Stage::Serve) => match stage.map(|stage| *stage) {
                 Ok(Stage::Finish) => break,
                 _ => return,
@@ -124,7 +124,7 @@ async fn work(
     accepting.shutdown().await;
     loop {
         tokio::select! {
-            Some(arrival) = arrivals.recv() => desk.begin(arrival),
+            Some(arrival) = arrivals.recv() => arrival.begin(),
             _ = told.wait_for(|stage| *stage == Stage::Stop) => return,
         }
     }

@@ -104,7 +104,7 @@ impl Farewell<'_> {
         if self.half.follower.is_between()
             && let Some(close) = self.close.take()
         {
-            self.half.kept.bytes.extend(close);
+            self.half.kept.keep(&close);
             self.inserted = true;
         }
     }
@@ -145,7 +145,7 @@ impl Farewell<'_> {
         let mut rest = bytes;
         if self.close.is_some() {
             let used = self.half.follower.follow_to_end_of_frame(bytes);
-            self.half.kept.bytes.extend_from_slice(&bytes[..used]);
+            self.half.kept.keep(&bytes[..used]);
             self.half.bytes += used as u64;
             rest = &bytes[used..];
             if self.half.follower.is_lost() || self.half.follower.saw_close() {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::frame::Follower;
 
 /// What one read takes at most. Larger ones save system calls on large frames.
-const SCRATCH: usize = 64 * 1024;
+const SCRATCH: usize = 256 * 1024;
 /// Reads of one half before the other half has its turn.
 pub(super) const TURNS: usize = 16;
 
@@ -43,10 +43,11 @@ pub(super) struct Half {
 }
 
 impl Half {
-    pub(super) fn new(mut follower: Follower, start: Vec<u8>) -> Self {
-        follower.follow(&start);
-        let bytes = start.len() as u64;
-        Self { follower, kept: Kept { bytes: start, sent: 0 }, bytes, ended: false, done: false, writer_gone: false }
+    pub(super) fn new(mut follower: Follower, start: &[u8]) -> Self {
+        follower.follow(start);
+        let mut kept = Kept::default();
+        kept.keep(start);
+        Self { follower, kept, bytes: start.len() as u64, ended: false, done: false, writer_gone: false }
     }
 
     /// Moves bytes until the reader ends, which is `Ready(Ok)`, or one of the two has to be waited for.
@@ -126,16 +127,26 @@ impl Half {
     }
 }
 
-/// What the writer refused.
+/// What the writer refused. Nearly always nothing, and then it is a null pointer.
 #[derive(Default)]
-pub(super) struct Kept {
-    pub(super) bytes: Vec<u8>,
+pub(super) struct Kept(Option<Box<Unsent>>);
+
+#[derive(Default)]
+struct Unsent {
+    bytes: Vec<u8>,
     sent: usize,
 }
 
 impl Kept {
     pub(super) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.0.is_none()
+    }
+
+    /// Keeps these bytes behind those that are kept already.
+    pub(super) fn keep(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.0.get_or_insert_default().bytes.extend_from_slice(bytes);
+        }
     }
 
     pub(super) fn poll_write<W: AsyncWrite + Unpin>(
@@ -143,15 +154,14 @@ impl Kept {
         cx: &mut Context<'_>,
         writer: &mut W,
     ) -> Poll<Result<(), ()>> {
-        while self.sent < self.bytes.len() {
-            match ready!(Pin::new(&mut *writer).poll_write(cx, &self.bytes[self.sent..])) {
+        let Some(unsent) = &mut self.0 else { return Poll::Ready(Ok(())) };
+        while unsent.sent < unsent.bytes.len() {
+            match ready!(Pin::new(&mut *writer).poll_write(cx, &unsent.bytes[unsent.sent..])) {
                 Ok(0) | Err(_) => return Poll::Ready(Err(())),
-                Ok(count) => self.sent += count,
+                Ok(count) => unsent.sent += count,
             }
         }
-        if !self.bytes.is_empty() {
-            *self = Self::default();
-        }
+        self.0 = None;
         Poll::Ready(Ok(()))
     }
 
@@ -168,7 +178,7 @@ impl Kept {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(()),
                 Poll::Ready(Ok(count)) => written += count,
                 Poll::Pending => {
-                    self.bytes.extend_from_slice(&bytes[written..]);
+                    self.keep(&bytes[written..]);
                     break;
                 }
             }

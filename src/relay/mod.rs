@@ -11,7 +11,7 @@ mod half;
 use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -43,61 +43,13 @@ pub struct Start {
     pub extensions: bool,
 }
 
-/// Relays until both directions have ended, a bound is reached, or `control` says stop; then closes both streams.
-pub async fn copy_bidirectional<D, U>(
-    client: &mut D,
-    upstream: &mut U,
-    start: Start,
-    control: &Control,
-    bounds: &Bounds,
-) -> End
-where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
-{
-    let now = Instant::now();
-    let mut relay = Relay {
-        client,
-        upstream,
-        up: Half::new(Follower::from_client(start.extensions), start.from_client),
-        down: Half::new(Follower::from_upstream(start.extensions), start.from_upstream),
-        control,
-        bounds,
-        started: now,
-        active: now,
-        first: None,
-        told_client: false,
-        expires_at: control.expires_at(),
-        waker: None,
-    };
-    let mut timer = pin!(sleep_until(relay.next_bound().0));
-    let ended = poll_fn(|cx| relay.poll(cx, timer.as_mut())).await;
-    let Some((cause, lost)) = ended else { return relay.end() };
-    let cause = relay.cause_of(cause);
-    let told = {
-        let mut closing = Closing::new((relay.client, relay.upstream), (&mut relay.up, &mut relay.down), cause, lost);
-        timer.as_mut().reset(closing.boundary_by);
-        poll_fn(|cx| closing.poll(cx, timer.as_mut())).await;
-        closing.told_client()
-    };
-    // Best effort: whoever still listens learns of the end by this or by the close that follows.
-    poll_fn(|cx| {
-        let _ = Pin::new(&mut *relay.client).poll_shutdown(cx);
-        let _ = Pin::new(&mut *relay.upstream).poll_shutdown(cx);
-        Poll::Ready(())
-    })
-    .await;
-    relay.publish();
-    End { cause, code: told.then(|| cause.close_code()) }
-}
-
-struct Relay<'r, D, U> {
-    client: &'r mut D,
-    upstream: &'r mut U,
+/// Two streams, and how far each direction has come.
+pub struct Relay<D, U> {
+    client: D,
+    upstream: U,
     up: Half,
     down: Half,
-    control: &'r Control,
-    bounds: &'r Bounds,
+    bounds: Bounds,
     started: Instant,
     /// When bytes last moved, in either direction.
     active: Instant,
@@ -105,20 +57,74 @@ struct Relay<'r, D, U> {
     first: Option<Cause>,
     /// The client got a Close of ours.
     told_client: bool,
+    /// The control knows whom to wake.
+    is_heard: bool,
     /// The date that the timer was set by.
     expires_at: Option<UnixTime>,
-    waker: Option<Waker>,
 }
 
-impl<D, U> Relay<'_, D, U>
+impl<D, U> Relay<D, U>
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
+    pub fn new(client: D, upstream: U, start: &Start, bounds: Bounds) -> Self {
+        let now = Instant::now();
+        Self {
+            client,
+            upstream,
+            up: Half::new(Follower::from_client(start.extensions), &start.from_client),
+            down: Half::new(Follower::from_upstream(start.extensions), &start.from_upstream),
+            bounds,
+            started: now,
+            active: now,
+            first: None,
+            told_client: false,
+            is_heard: false,
+            expires_at: None,
+        }
+    }
+
+    /// Relays until both directions have ended, a bound is reached, or `control` says stop; then closes both streams. Has
+    /// to be polled by one task from beginning to end.
+    pub async fn run(&mut self, control: &Control) -> End {
+        self.expires_at = control.expires_at();
+        let mut timer = pin!(sleep_until(self.next_bound().0));
+        let ended = poll_fn(|cx| self.poll(cx, control, timer.as_mut())).await;
+        let Some((cause, lost)) = ended else { return self.end(control) };
+        let cause = self.cause_of(cause);
+        let told = {
+            // On the heap: it is needed once, and its place would be kept free for as long as the tunnel lives.
+            let sides = (&mut self.client, &mut self.upstream);
+            let mut closing = Box::new(Closing::new(sides, (&mut self.up, &mut self.down), cause, lost));
+            timer.as_mut().reset(closing.boundary_by);
+            poll_fn(|cx| closing.poll(cx, timer.as_mut())).await;
+            closing.told_client()
+        };
+        // Best effort: whoever still listens learns of the end by this or by the close that follows.
+        poll_fn(|cx| {
+            let _ = Pin::new(&mut self.client).poll_shutdown(cx);
+            let _ = Pin::new(&mut self.upstream).poll_shutdown(cx);
+            Poll::Ready(())
+        })
+        .await;
+        self.publish(control);
+        End { cause, code: told.then(|| cause.close_code()) }
+    }
+
     /// `None`: both directions came to their own end. Else why the tunnel is to be closed, and which side is gone already.
-    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Option<(Cause, Option<Side>)>> {
-        self.listen(cx);
-        if let Some(cause) = self.control.stopped() {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        control: &Control,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Poll<Option<(Cause, Option<Side>)>> {
+        if !self.is_heard {
+            // Before the orders are looked at, so that none comes in between.
+            control.wake_by(cx.waker());
+            self.is_heard = true;
+        }
+        if let Some(cause) = control.stopped() {
             return Poll::Ready(Some((cause, None)));
         }
         let was_ending = self.is_ending();
@@ -127,7 +133,7 @@ where
         let down = self.poll_down(cx);
         if self.up.bytes + self.down.bytes != before {
             self.active = Instant::now();
-            self.publish();
+            self.publish(control);
         }
         self.note_who_was_first();
         if down == Poll::Ready(Err(Broken)) {
@@ -139,8 +145,8 @@ where
         if self.is_over() {
             return Poll::Ready(None);
         }
-        if self.is_ending() != was_ending || self.control.expires_at() != self.expires_at {
-            self.expires_at = self.control.expires_at();
+        if self.is_ending() != was_ending || control.expires_at() != self.expires_at {
+            self.expires_at = control.expires_at();
             timer.as_mut().reset(self.next_bound().0);
         }
         while timer.as_mut().poll(cx).is_ready() {
@@ -157,12 +163,12 @@ where
         if self.up.done {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.up.poll(cx, self.client, self.upstream))?;
+        ready!(self.up.poll(cx, &mut self.client, &mut self.upstream))?;
         self.up.ended = true;
         if self.was_said() {
             return Poll::Ready(Ok(()));
         }
-        self.up.poll_finish(cx, self.upstream)
+        self.up.poll_finish(cx, &mut self.upstream)
     }
 
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -170,19 +176,19 @@ where
             return Poll::Ready(Ok(()));
         }
         if !self.down.ended {
-            ready!(self.down.poll(cx, self.upstream, self.client))?;
+            ready!(self.down.poll(cx, &mut self.upstream, &mut self.client))?;
             self.down.ended = true;
             // An upstream that ends without a Close has died, as far as anybody can tell.
             if !self.up.follower.saw_close() && !self.down.writer_gone && self.down.can_insert() {
                 let cause = Cause::UpstreamLost;
-                self.down.kept.bytes.extend(frame::close(cause.close_code(), cause.word(), None));
+                self.down.kept.keep(&frame::close(cause.close_code(), cause.word(), None));
                 self.told_client = true;
             }
         }
         if self.was_said() {
             return Poll::Ready(Ok(()));
         }
-        self.down.poll_finish(cx, self.client)
+        self.down.poll_finish(cx, &mut self.client)
     }
 
     /// All was said and delivered, so that the sockets need not be ended one direction at a time: one side has ended, and
@@ -193,20 +199,12 @@ where
         ended && self.up.kept.is_empty() && self.down.kept.is_empty()
     }
 
-    /// Leaves our waker with the control, so that whoever orders a stop can wake us. Once, unless the task changes.
-    fn listen(&mut self, cx: &Context<'_>) {
-        if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            self.control.wake_by(cx.waker());
-            self.waker = Some(cx.waker().clone());
-        }
-    }
-
     /// Only this task writes these counters; others read them when they like.
-    fn publish(&self) {
-        self.control.up_bytes.store(self.up.bytes, Relaxed);
-        self.control.down_bytes.store(self.down.bytes, Relaxed);
-        self.control.up_messages.store(self.up.follower.messages(), Relaxed);
-        self.control.down_messages.store(self.down.follower.messages(), Relaxed);
+    fn publish(&self, control: &Control) {
+        control.up_bytes.store(self.up.bytes, Relaxed);
+        control.down_bytes.store(self.down.bytes, Relaxed);
+        control.up_messages.store(self.up.follower.messages(), Relaxed);
+        control.down_messages.store(self.down.follower.messages(), Relaxed);
     }
 
     fn note_who_was_first(&mut self) {
@@ -278,8 +276,8 @@ where
         next
     }
 
-    fn end(&self) -> End {
-        self.publish();
+    fn end(&self, control: &Control) -> End {
+        self.publish(control);
         let cause = self.first.unwrap_or(Cause::Client);
         let code = match cause {
             Cause::Client => self.up.follower.close_code(),
