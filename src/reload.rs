@@ -198,7 +198,7 @@ impl Reloader {
         end_after(proxy, revoked, on_revoked);
         end_after(proxy, routed, on_route_removed);
         let rules = proxy.rules.load();
-        proxy.counts.forget_keys(rules.keys.iter().map(|key| &*key.id));
+        proxy.counts.forget_keys(rules.keys.ids());
         count
     }
 
