@@ -23,6 +23,7 @@ mod yaml;
 
 use std::ffi::OsString;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -344,7 +345,7 @@ fn parsed(text: &str, lines_before: usize) -> Result<Node, (usize, usize, Wrong)
 fn rules(
     file: schema::File,
     routes: RouteTable,
-    upstreams: std::collections::HashSet<std::sync::Arc<str>>,
+    upstreams: std::collections::HashSet<Arc<str>>,
     keys: crate::auth::api_key::Keys,
 ) -> Rules {
     Rules {
