@@ -168,16 +168,16 @@ impl Reader {
     pub fn read(&mut self, path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Wrong> {
         let read = read_file(path, limit);
         let stamp = match &read {
-            Ok((_, stamp)) => Some(*stamp),
+            Ok((_, stamp, _)) => Some(*stamp),
             Err(_) => std::fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata)),
         };
-        let content = read.as_ref().ok().map(|(bytes, _)| Digest::of(bytes));
+        let content = read.as_ref().ok().map(|(_, _, digest)| *digest);
         if let Some(content) = &content {
             self.digest.update(content.as_bytes());
         }
         let seen = Mutex::new(Seen { stamp, settled: stamp.is_some_and(Stamp::is_settled) });
         self.sources.files.push(Source { path: path.to_owned(), content, limit, read_at: Instant::now(), seen });
-        read.map(|(bytes, _)| bytes)
+        read.map(|(bytes, ..)| bytes)
     }
 
     /// The files that a pattern names now, sorted.
@@ -241,16 +241,26 @@ fn digest_of(path: &Path, limit: u64) -> Result<Digest, Wrong> {
 /// Fits into a core's cache.
 const PIECE: usize = 64 << 10;
 
-fn read_file(path: &Path, limit: u64) -> Result<(Zeroizing<Vec<u8>>, Stamp), Wrong> {
+/// Reads a whole file, in pieces: a single call that copies a hundred megabytes holds its core for longer than others should
+/// wait for it.
+fn read_file(path: &Path, limit: u64) -> Result<(Zeroizing<Vec<u8>>, Stamp, Digest), Wrong> {
     // The stamp is older than what is read: a change in between shows later.
     let (mut file, metadata) = open(path)?;
     let expected = usize::try_from(metadata.len().min(limit)).unwrap_or_default();
     let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 1));
-    file.by_ref().take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let mut digest = Sha256::new();
+    loop {
+        let before = bytes.len();
+        let most = (limit + 1 - before as u64).min(PIECE as u64);
+        if file.by_ref().take(most).read_to_end(&mut bytes).map_err(unreadable)? == 0 {
+            break;
+        }
+        digest.update(&bytes[before..]);
+    }
     if bytes.len() as u64 > limit {
         return Err(too_large(limit));
     }
-    Ok((bytes, Stamp::of(&metadata)))
+    Ok((bytes, Stamp::of(&metadata), Digest::from(<[u8; 32]>::from(digest.finalize()))))
 }
 
 fn too_large(limit: u64) -> Wrong {

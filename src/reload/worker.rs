@@ -12,6 +12,9 @@ pub struct Worker(Option<SyncSender<Job>>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// A third of what others get of a busy core: a change is still in force soon when all cores are.
+const NICE: i32 = 5;
+
 impl Worker {
     /// The result of the work; `None` if it panicked.
     pub async fn run<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
@@ -37,7 +40,11 @@ impl Worker {
             None => job,
         };
         let (jobs, todo) = sync_channel::<Job>(1);
-        let work = move || todo.into_iter().for_each(|job| job());
+        let work = move || {
+            // Where there are fewer cores than there is to do, bytes come first. On Linux this is about the thread alone.
+            let _ = rustix::process::setpriority_process(None, NICE);
+            todo.into_iter().for_each(|job| job());
+        };
         if let Err(error) = std::thread::Builder::new().name("loader".into()).spawn(work) {
             warn!(%error, "cannot start a thread to read files");
             return Err(job);
