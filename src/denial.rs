@@ -4,10 +4,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{Response, StatusCode};
+use http::StatusCode;
 use serde::Serialize;
+
+use crate::answer::Answer;
 
 /// Why a request is refused. The word is part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,44 +186,46 @@ impl Denial {
     }
 
     /// The answer (RFC 9457). It ends the connection, as every answer but a 101 does.
-    pub fn response(&self, request_id: &str) -> Response<Bytes> {
+    pub fn answer(&self, request_id: &str) -> Answer {
+        let mut draft = Answer::of(self.status);
+        draft.line("content-type", b"application/problem+json");
+        draft.line("cache-control", b"no-store");
+        draft.line("x-request-id", request_id.as_bytes());
+        if let Some(seconds) = self.reason.retry_after() {
+            draft.line("retry-after", seconds.as_bytes());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // A 401 without it is none (RFC 9110 section 15.5.2).
+            draft.line("www-authenticate", self.challenge.unwrap_or("ApiKey realm=\"wsbouncer\"").as_bytes());
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            draft.line("allow", b"GET");
+        }
+        if self.reason == Reason::UpgradeRequired {
+            // RFC 9110 section 15.5.22 and RFC 6455 section 4.4.
+            draft.line("upgrade", b"websocket");
+            draft.line("sec-websocket-version", b"13");
+            draft.line("connection", b"Upgrade, close");
+        } else {
+            draft.line("connection", b"close");
+        }
+        draft.with_body(&self.problem(request_id))
+    }
+
+    fn problem(&self, request_id: &str) -> Vec<u8> {
         let problem = Problem {
-            kind: format!("urn:wsbouncer:{}", self.reason.word()),
+            kind: &["urn:wsbouncer:", self.reason.word()].concat(),
             title: self.status.canonical_reason().unwrap_or("Refused"),
             status: self.status.as_u16(),
             detail: &self.detail,
             reason: self.reason.word(),
             request_id,
         };
-        // Strings and a number: there is nothing in it that could fail.
-        let body = serde_json::to_string(&problem).unwrap_or_default();
-        let mut response = Response::new(Bytes::from(format!("{body}\n")));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        if let Ok(id) = HeaderValue::from_str(request_id) {
-            headers.insert("x-request-id", id);
-        }
-        if let Some(seconds) = self.reason.retry_after() {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
-        }
-        if self.status == StatusCode::UNAUTHORIZED {
-            // A 401 without it is none (RFC 9110 section 15.5.2).
-            let challenge = HeaderValue::from_static(self.challenge.unwrap_or("ApiKey realm=\"wsbouncer\""));
-            headers.insert(WWW_AUTHENTICATE, challenge);
-        }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET"));
-        }
-        if self.reason == Reason::UpgradeRequired {
-            // RFC 9110 section 15.5.22 and RFC 6455 section 4.4.
-            headers.insert("upgrade", HeaderValue::from_static("websocket"));
-            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade, close"));
-            headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
-        }
-        response
+        let mut body = Vec::with_capacity(384);
+        // Strings and a number into memory: there is nothing in it that could fail.
+        let _ = serde_json::to_writer(&mut body, &problem);
+        body.push(b'\n');
+        body
     }
 }
 
@@ -231,7 +233,7 @@ impl Denial {
 #[derive(Serialize)]
 struct Problem<'p> {
     #[serde(rename = "type")]
-    kind: String,
+    kind: &'p str,
     title: &'static str,
     status: u16,
     detail: &'p str,

@@ -29,8 +29,34 @@ pub fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
-pub fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+pub const fn is_token_byte(byte: u8) -> bool {
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut byte = 0_u8;
+        while byte < 128 {
+            table[byte as usize] = byte.is_ascii_alphanumeric()
+                || matches!(
+                    byte,
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
+                );
+            byte += 1;
+        }
+        table
+    };
+    TOKEN[byte as usize]
 }
 
 /// A name as CGI-like backends read it, where every character that is no letter or digit is as good as `-`. Names are in
@@ -100,19 +126,15 @@ fn is_hop_by_hop(plain: &str) -> bool {
     )
 }
 
-/// What of an upstream's answer is for the client: neither framing nor anything about the connection to us, and nothing
-/// of the WebSocket handshake, which is answered by us.
-pub fn end_to_end_of_response(headers: &HeaderMap) -> HeaderMap {
+/// Tells the headers of a message that concern its last reader from those of one connection, of framing and of the
+/// WebSocket handshake.
+pub fn is_end_to_end(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool {
     let nominated: Vec<&str> = tokens(headers, &CONNECTION).collect();
-    let mut kept = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers {
+    move |name| {
         let text = name.as_str();
         let is_nominated = nominated.iter().any(|token| token.eq_ignore_ascii_case(text));
-        if !is_nominated && !is_hop_by_hop(text) && text != "content-length" && !text.starts_with("sec-websocket-") {
-            kept.append(name, value.clone());
-        }
+        !is_nominated && !is_hop_by_hop(text) && text != "content-length" && !text.starts_with("sec-websocket-")
     }
-    kept
 }
 
 #[cfg(test)]

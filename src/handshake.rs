@@ -3,23 +3,24 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use sha1::{Digest as _, Sha1};
 
+use crate::answer::Answer;
 use crate::auth::credential::Carrier;
 use crate::denial::{Denial, Reason};
-use crate::fields::{self, Twice, is_token, only, tokens};
+use crate::fields::{Twice, is_token, only, tokens};
 
 /// A well-formed opening handshake, once it has been read out of the request.
 #[derive(Debug)]
 pub struct Upgrade {
     key: Box<str>,
+    accept: String,
     /// What is offered, in order; the credential is taken out of it on the way.
     pub protocols: Vec<Box<str>>,
     /// As sent: parameters are between the two ends.
@@ -75,13 +76,14 @@ pub fn parse(parts: &Parts) -> Result<Upgrade, Denial> {
         Err(Twice) => return bad("the request has two Sec-WebSocket-Version headers"),
     }
     let key = match only(headers, &SEC_WEBSOCKET_KEY) {
-        Ok(Some(key)) if STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16) => key,
+        Ok(Some(key)) if STANDARD.decode_slice(key, &mut [0; 32]).is_ok_and(|length| length == 16) => key,
         Ok(Some(_)) => return bad("Sec-WebSocket-Key is not 16 bytes in base64"),
         Ok(None) => return bad("Sec-WebSocket-Key is missing"),
         Err(Twice) => return bad("the request has two Sec-WebSocket-Key headers"),
     };
     Ok(Upgrade {
         key: key.into(),
+        accept: accept(key),
         protocols: protocols(headers)?,
         extensions: headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().cloned().collect(),
     })
@@ -116,8 +118,8 @@ impl Upgrade {
     }
 
     /// What a server answers to this key (RFC 6455 section 4.2.2, step 5.4).
-    pub fn accept(&self) -> String {
-        accept(&self.key)
+    pub fn accept(&self) -> &str {
+        &self.accept
     }
 
     /// Refuses what a browser could not accept whatever the upstream says: a credential as the only subprotocol leaves
@@ -210,32 +212,28 @@ pub fn check_reply(upgrade: &Upgrade, version: u8, headers: HeaderMap) -> Result
 }
 
 /// Our 101 (RFC 6455 section 4.2.2), and the subprotocol that it names. With the upstream's own end-to-end headers.
-pub fn accept_response(
+pub fn accept_answer(
     upgrade: &Upgrade,
     switched: Switched,
     Answerable(carrier): Answerable<'_>,
-) -> (Response<Bytes>, Option<Box<str>>) {
+) -> (Vec<u8>, Option<Box<str>>) {
     let protocol = switched.protocol.or_else(|| match carrier {
         Some(Carrier::Subprotocol { marker: Some(marker), .. }) => Some(marker.clone()),
         Some(Carrier::Subprotocol { marker: None, .. }) => upgrade.protocols.first().cloned(),
         Some(Carrier::Request | Carrier::Basic | Carrier::Cookie) | None => None,
     });
-    let mut response = Response::new(Bytes::new());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    *headers = fields::end_to_end_of_response(&switched.headers);
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    if let Ok(accept) = HeaderValue::from_str(&upgrade.accept()) {
-        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    }
-    if let Some(protocol) = protocol.as_deref().and_then(|protocol| HeaderValue::from_str(protocol).ok()) {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    let mut draft = Answer::of(StatusCode::SWITCHING_PROTOCOLS);
+    draft.line("upgrade", b"websocket");
+    draft.line("connection", b"Upgrade");
+    draft.line("sec-websocket-accept", upgrade.accept().as_bytes());
+    if let Some(protocol) = &protocol {
+        draft.line("sec-websocket-protocol", protocol.as_bytes());
     }
     if let Some(extensions) = switched.extensions {
-        headers.insert(SEC_WEBSOCKET_EXTENSIONS, extensions);
+        draft.line("sec-websocket-extensions", extensions.as_bytes());
     }
-    (response, protocol)
+    draft.pass_on(&switched.headers);
+    (draft.switch(), protocol)
 }
 
 fn extension_names(line: &HeaderValue) -> impl Iterator<Item = &str> {

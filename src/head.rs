@@ -1,13 +1,14 @@
-//! The raw request head: read under a deadline, vetted byte by byte, then handed to hyper as if it came from the socket.
-//! hyper and its parser are lenient in ways that matter here (bare LF, several `Host`, absolute targets, fragments that
-//! vanish), so what reaches it is known to have one meaning.
+//! The raw request head: read under a deadline, vetted byte by byte, then parsed. Parsers are lenient in ways that matter
+//! here (bare LF, several `Host`, absolute targets, fragments that vanish), so what reaches ours is known to have one
+//! meaning.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
 use crate::denial::{Denial, Reason};
@@ -32,18 +33,18 @@ pub enum Fault {
 /// A vetted head and whatever came right behind it.
 pub struct Head {
     bytes: Vec<u8>,
+    length: usize,
 }
 
-/// Reads up to the end of the head.
+/// Reads up to the end of the head. `bytes` is what is there already.
 ///
 /// # Errors
 /// [`Fault`]: 400, 405, 408, 414 or 431, or nothing where nobody would read an answer.
-pub async fn read<S: AsyncRead + Unpin>(stream: &mut S, limit: Duration) -> Result<Head, Fault> {
-    let mut bytes = Vec::new();
+pub async fn read<S: AsyncRead + Unpin>(mut bytes: Vec<u8>, stream: &mut S, limit: Duration) -> Result<Head, Fault> {
     match timeout(limit, fill(stream, &mut bytes)).await {
         Ok(Ok(length)) => {
             vet(&bytes[..length]).map_err(Fault::Denied)?;
-            Ok(Head { bytes })
+            Ok(Head { bytes, length })
         }
         Ok(Err(fault)) => Err(fault),
         Err(_) if bytes.is_empty() => Err(Fault::Gone),
@@ -55,21 +56,54 @@ pub async fn read<S: AsyncRead + Unpin>(stream: &mut S, limit: Duration) -> Resu
 }
 
 async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
+    let mut from = 0;
     loop {
-        let from = bytes.len();
+        if from < bytes.len() {
+            let complete = scan(bytes, from).map_err(Fault::Denied)?;
+            if let Some(length) = complete.filter(|length| *length <= MAX_HEAD) {
+                return Ok(length);
+            }
+            if bytes.len() > MAX_HEAD {
+                return Err(Fault::Denied(too_large(bytes)));
+            }
+        }
+        from = bytes.len();
         bytes.reserve(if from == 0 { 2048 } else { MAX_HEAD });
         match stream.read_buf(bytes).await {
             Ok(0) | Err(_) => return Err(Fault::Gone),
             Ok(_) => {}
         }
-        let complete = scan(bytes, from).map_err(Fault::Denied)?;
-        if let Some(length) = complete.filter(|length| *length <= MAX_HEAD) {
-            return Ok(length);
-        }
-        if bytes.len() > MAX_HEAD {
-            return Err(Fault::Denied(too_large(bytes)));
-        }
     }
+}
+
+impl Head {
+    /// The request, and what came right behind it.
+    ///
+    /// # Errors
+    /// 400: never, as far as is known, for a head that was vetted.
+    pub fn parse(mut self) -> Result<(Parts, Vec<u8>), Denial> {
+        let early = if self.length < self.bytes.len() { self.bytes.split_off(self.length) } else { Vec::new() };
+        let parts = parse(&Bytes::from(self.bytes)).ok_or_else(|| Denial::bad_handshake("the request is not HTTP"))?;
+        Ok((parts, early))
+    }
+}
+
+/// Values are slices of the one buffer: what is to outlive the handshake has to be copied.
+fn parse(head: &Bytes) -> Option<Parts> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
+    let mut request = httparse::Request::new(&mut []);
+    let complete = request.parse_with_uninit_headers(head, &mut lines).ok()?.is_complete();
+    let (method, target) = (request.method.filter(|_| complete)?, request.path?);
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = Method::from_bytes(method.as_bytes()).ok()?;
+    parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).ok()?;
+    parts.headers.reserve(request.headers.len());
+    for line in request.headers.iter() {
+        let name = HeaderName::from_bytes(line.name.as_bytes()).ok()?;
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(line.value)).ok()?;
+        parts.headers.append(name, value);
+    }
+    Some(parts)
 }
 
 /// Looks at the bytes from `from` on: `Some(length)` when the head is complete.
@@ -79,20 +113,27 @@ async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Resu
 /// deadline.
 pub fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, Denial> {
     let bad = |detail| Err(Denial::bad_handshake(detail));
-    for (at, byte) in bytes.iter().enumerate().skip(from) {
-        let before = at.checked_sub(1).map(|at| bytes[at]);
-        if before == Some(b'\r') && *byte != b'\n' {
+    let follows_cr = |at: usize| at > 0 && bytes[at - 1] == b'\r';
+    let mut at = from;
+    while let Some(&byte) = bytes.get(at) {
+        if follows_cr(at) && byte != b'\n' {
             return bad("the request head holds a CR without LF");
         }
         match byte {
-            b'\n' if before != Some(b'\r') => return bad("the request head holds a line that ends in LF without CR"),
+            b'\n' if !follows_cr(at) => return bad("the request head holds a line that ends in LF without CR"),
             b'\n' if at >= 3 && bytes[at - 2] == b'\n' => return Ok(Some(at + 1)),
-            b'\r' | b'\n' | b'\t' => {}
-            0..0x20 | 0x7f => return bad("the request head holds a control character"),
-            _ => {}
+            b'\r' | b'\n' => at += 1,
+            byte if !is_text(byte) => return bad("the request head holds a control character"),
+            // Nearly all of it.
+            _ => at += bytes[at..].iter().take_while(|byte| is_text(**byte)).count(),
         }
     }
     Ok(None)
+}
+
+/// What a line is made of.
+const fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
 fn too_large(bytes: &[u8]) -> Denial {
@@ -232,64 +273,6 @@ impl Fields {
 /// or another control character are not among them.
 fn is_plain_text(value: &[u8]) -> bool {
     std::str::from_utf8(value).is_ok_and(|text| !text.chars().any(char::is_control))
-}
-
-/// A stream that gives its vetted head, and what came with it, before it is read on.
-pub struct Replay<S> {
-    head: Head,
-    given: usize,
-    stream: S,
-}
-
-impl<S> Replay<S> {
-    pub fn new(head: Head, stream: S) -> Self {
-        Self { head, given: 0, stream }
-    }
-
-    /// The stream, and bytes that were read from it and not given yet.
-    pub fn into_parts(mut self) -> (S, Vec<u8>) {
-        (self.stream, self.head.bytes.split_off(self.given))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.given < this.head.bytes.len() {
-            let rest = &this.head.bytes[this.given..];
-            let count = rest.len().min(buffer.remaining());
-            buffer.put_slice(&rest[..count]);
-            this.given += count;
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut this.stream).poll_read(cx, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

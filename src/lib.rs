@@ -19,10 +19,10 @@
 //! # Who knows whom
 //!
 //! ```text
-//! process   main -> server -> { listener, reload, admin }, cli
-//! flow      listener -> proxy -> relay
+//! process   main -> server -> { worker, reload, admin }, cli
+//! flow      worker -> listener -> desk -> connection -> proxy -> relay
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> peer, denial, end, secret, clock, fields, rules, tunnels, log, metrics
+//! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -32,8 +32,8 @@
 //!
 //! | step | where | bounded by |
 //! | --- | --- | --- |
-//! | accept | [`listener`] | descriptors; errors never end the loop |
-//! | raw head read, vetted, replayed to hyper | [`head`] | deadline, 16 KiB, 64 lines |
+//! | accept, hand to a thread | [`listener`], [`desk`], [`worker`] | descriptors; errors never end the loop |
+//! | raw head read, vetted, parsed | [`head`] | deadline, 16 KiB, 64 lines |
 //! | caller, route | [`peer`], [`route`] | pure |
 //! | is it an upgrade? | [`handshake`] | pure |
 //! | credential out, verified | [`auth`] | pure |
@@ -47,8 +47,11 @@ pub mod cli;
 pub mod server;
 
 pub mod admin;
+pub mod connection;
+pub mod desk;
 pub mod listener;
 pub mod reload;
+pub mod worker;
 
 pub mod head;
 pub mod proxy;
@@ -63,6 +66,7 @@ pub mod route;
 pub mod template;
 pub mod upstream;
 
+pub mod answer;
 pub mod clock;
 pub mod denial;
 pub mod end;
@@ -71,8 +75,10 @@ pub mod frame;
 pub mod log;
 pub mod metrics;
 pub mod peer;
+pub mod random;
 pub mod rules;
 pub mod secret;
+pub mod socket;
 pub mod tunnels;
 
 pub mod config;

@@ -3,9 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use tokio::sync::Notify;
 
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
@@ -33,7 +35,15 @@ pub struct Wanted<'w> {
 pub struct Counts {
     open: Mutex<Open>,
     /// Connections of the data port, tunnels included.
-    connections: AtomicU32,
+    room: Room,
+}
+
+/// How many connections there are, and how many there may be: descriptors are finite.
+#[derive(Debug)]
+pub struct Room {
+    open: AtomicUsize,
+    most: usize,
+    left: Notify,
 }
 
 #[derive(Default)]
@@ -63,6 +73,11 @@ struct Bucket {
 const MAX_FAILING_ADDRESSES: usize = 65_536;
 
 impl Counts {
+    /// With room for so many connections.
+    pub fn with_room(most: usize) -> Self {
+        Self { room: Room { most, ..Room::default() }, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Open> {
         // Counts stay true even if a thread panicked here: every change is a single step.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -170,14 +185,44 @@ impl Counts {
         open.keys.retain(|id, used| used.open > 0 || !idle.contains(id));
     }
 
-    pub fn connections(&self) -> u32 {
-        self.connections.load(Ordering::Relaxed)
+    pub fn connections(&self) -> usize {
+        self.room.open.load(Ordering::Relaxed)
+    }
+
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Counts an accepted connection until the guard drops.
     pub fn connection(self: &Arc<Self>) -> Connection {
-        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.room.open.fetch_add(1, Ordering::Relaxed);
         Connection(self.clone())
+    }
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { open: AtomicUsize::new(0), most: usize::MAX, left: Notify::new() }
+    }
+}
+
+impl Room {
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    pub fn has_place(&self) -> bool {
+        self.open.load(Ordering::SeqCst) < self.most
+    }
+
+    pub async fn wait_for_place(&self) {
+        while !self.has_place() {
+            let left = self.left.notified();
+            // Who leaves between these two lines has left a note.
+            if !self.has_place() {
+                left.await;
+            }
+        }
     }
 }
 
@@ -194,7 +239,10 @@ pub struct Connection(Arc<Counts>);
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        let room = &self.0.room;
+        if room.open.fetch_sub(1, Ordering::SeqCst) >= room.most {
+            room.left.notify_waiters();
+        }
     }
 }
 

@@ -1,191 +1,93 @@
-//! From a bound address to requests: an accept loop that never gives up, and one task for each connection that reads its
-//! head, lets hyper serve one request, and becomes the tunnel.
+//! An accept loop that never gives up. Every worker has one for each address, and all of them take from one queue.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use rustix::net::{SocketFlags, acceptfrom_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
+use tokio::time::sleep;
+use tracing::warn;
 
-use crate::head::{self, Fault, Head, Replay};
-use crate::log::{self, Entry};
-use crate::peer::Peer;
-use crate::proxy::{Opened, Proxy, Slot};
-use crate::relay;
+use crate::desk::Desk;
+use crate::socket::keepalive;
 
 /// Pauses between attempts to accept when descriptors or memory are out.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a client may take to read an answer of ours.
-const ANSWER: Duration = Duration::from_secs(10);
-/// What a refused client may still send while it reads the refusal, and for how long: closing a socket with unread bytes
-/// would take the answer with it.
-const LINGER_BYTES: usize = 256 * 1024;
-const LINGER: Duration = Duration::from_millis(500);
+/// Connections that are taken before those that are here have their turn.
+const BATCH: usize = 32;
 
-/// Accepts until its task is dropped. `room` holds a permit for each connection that descriptors suffice for.
-pub async fn accept(listener: TcpListener, proxy: Arc<Proxy>, room: Arc<Semaphore>) {
+/// Accepts until its task is dropped.
+pub async fn accept(listener: TcpListener, desk: &Desk) {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe for types that may change their descriptor; this one cannot"
+    )]
+    let listener = match AsyncFd::with_interest(listener, Interest::READABLE) {
+        Ok(listener) => listener,
+        Err(error) => return warn!(%error, "cannot listen"),
+    };
+    let mut followed = Weak::new();
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, address)) => {
-                let (proxy, counted) = (proxy.clone(), proxy.counts.connection());
-                // What the handshake needs is on the heap, so that it is gone when the tunnel stands: the task is as large
-                // as the largest thing that it holds across a wait, for as long as it lives.
-                let arriving = Box::pin(arrive(stream, address, proxy.clone()));
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "counted by its connection guard, which drains wait for"
-                )]
-                tokio::spawn(async move {
-                    if let Some(mut tunnel) = arriving.await {
-                        tunnel.relay(&proxy).await;
-                    }
-                    drop((counted, place));
-                });
+        desk.room().wait_for_place().await;
+        let Ok(mut ready) = listener.readable().await else { return };
+        let rules = desk.proxy().rules.load();
+        let (keepalive, is_new) = (rules.tcp_keepalive, !std::ptr::eq(followed.as_ptr(), Arc::as_ptr(&rules)));
+        if is_new {
+            followed = Arc::downgrade(&rules);
+            ask_after(listener.get_ref(), keepalive);
+        }
+        drop(rules);
+        for _ in 0..BATCH {
+            if !desk.room().has_place() {
+                break;
             }
-            Err(error) if is_about_one_connection(&error) => proxy.metrics.accept_failed(),
-            Err(error) => {
-                proxy.metrics.accept_failed();
-                warn!(%error, "cannot accept connections, trying again");
-                sleep(PAUSE).await;
+            match accept_one(listener.get_ref()) {
+                Ok((stream, address)) => {
+                    // It inherits what was wanted when it connected.
+                    if is_new {
+                        ask_after(&stream, keepalive);
+                    }
+                    desk.welcome(stream, address);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    break;
+                }
+                Err(error) if is_about_one_connection(&error) => desk.proxy().metrics.accept_failed(),
+                Err(error) => {
+                    desk.proxy().metrics.accept_failed();
+                    warn!(%error, "cannot accept connections, trying again");
+                    sleep(PAUSE).await;
+                    break;
+                }
             }
         }
+        yield_now().await;
     }
+}
+
+/// Has TCP look after clients that vanish without a word.
+fn ask_after(socket: &impl AsFd, idle: Option<Duration>) {
+    let socket = socket2::SockRef::from(socket);
+    let _ = match idle {
+        Some(idle) => socket.set_tcp_keepalive(&keepalive(idle)),
+        None => socket.set_keepalive(false),
+    };
+}
+
+fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, address) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+    Ok((stream.into(), address.ok_or(io::ErrorKind::ConnectionAborted)?))
 }
 
 /// Errors of a connection that ended before it was accepted (accept(2)): the next one may be fine.
 fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// A connection that became a tunnel.
-struct Tunnel {
-    client: TcpStream,
-    opened: Opened,
-}
-
-impl Tunnel {
-    async fn relay(&mut self, proxy: &Proxy) {
-        let Opened { seat, upstream, start, bounds } = &mut self.opened;
-        let start = std::mem::take(start);
-        let end = relay::copy_bidirectional(&mut self.client, upstream, start, &seat.live().control, bounds).await;
-        proxy.metrics.closed(seat.live(), end.cause);
-        log::closed(seat.live(), end);
-    }
-}
-
-/// From an accepted socket to a tunnel, or to a refusal that was read.
-async fn arrive(mut stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Box<Tunnel>> {
-    let peer = Peer::new(address);
-    let _ = stream.set_nodelay(true);
-    let (head_timeout, keepalive) = {
-        let rules = proxy.rules.load();
-        (rules.head_timeout, rules.tcp_keepalive)
-    };
-    match head::read(&mut stream, head_timeout).await {
-        Ok(head) => {
-            let tunnel = handshake(stream, head, peer, &proxy).await?;
-            keep_alive(&tunnel, keepalive);
-            return Some(tunnel);
-        }
-        Err(Fault::Gone) => debug!(caller = %peer.address.ip(), "connection without a request"),
-        Err(Fault::Denied(denial)) => {
-            let response = proxy.deny(&Entry::without_request(peer.address.ip()), &denial);
-            let _ = timeout(ANSWER, stream.write_all(&raw(&response))).await;
-            linger(stream).await;
-        }
-    }
-    None
-}
-
-/// Lets hyper answer the one request of this connection. `Some` when our answer was a 101, and only then.
-async fn handshake(stream: TcpStream, head: Head, peer: Peer, proxy: &Proxy) -> Option<Box<Tunnel>> {
-    let slot = Slot::default();
-    let limit = proxy.rules.load().routes.longest_handshake() + ANSWER;
-    let service = service_fn(|request: Request<Incoming>| proxy.handle(peer, request, &slot));
-    let connection = http1::Builder::new()
-        .max_headers(head::MAX_LINES + 1)
-        .max_buf_size(2 * head::MAX_HEAD)
-        .serve_connection(TokioIo::new(Replay::new(head, stream)), service);
-    // Answers other than 101 say `Connection: close`, so that there is never a second request.
-    let served = timeout(limit, connection.without_shutdown()).await;
-    let opened = slot.take();
-    let parts = match served {
-        Ok(Ok(parts)) => parts,
-        Ok(Err(error)) => return gone(opened, proxy, &error.to_string()),
-        Err(_) => return gone(opened, proxy, "the client did not read the answer"),
-    };
-    let (stream, rest) = parts.io.into_inner().into_parts();
-    let Some(mut opened) = opened else {
-        linger(stream).await;
-        return None;
-    };
-    opened.start.from_client = [&parts.read_buf[..], &rest].concat();
-    Some(Box::new(Tunnel { client: stream, opened }))
-}
-
-/// The client went away before it had its answer.
-fn gone(opened: Option<Opened>, proxy: &Proxy, why: &str) -> Option<Box<Tunnel>> {
-    debug!(why, "connection ended during the handshake");
-    if let Some(opened) = opened {
-        log::never_began(opened.seat.live(), why);
-        let end = crate::end::End { cause: crate::end::Cause::ClientLost, code: None };
-        log::closed(opened.seat.live(), end);
-        proxy.metrics.closed(opened.seat.live(), end.cause);
-    }
-    None
-}
-
-/// Has TCP look after peers that vanish without a word.
-fn keep_alive(tunnel: &Tunnel, idle: Option<Duration>) {
-    let Some(idle) = idle else { return };
-    let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(Duration::from_secs(15)).with_retries(4);
-    let _ = socket2::SockRef::from(&tunnel.client).set_tcp_keepalive(&probes);
-    if let crate::upstream::Stream::Tcp(stream) = &tunnel.opened.upstream {
-        let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&probes);
-    }
-}
-
-/// Closes our side and reads on for a moment.
-async fn linger(mut stream: TcpStream) {
-    if stream.shutdown().await.is_err() {
-        return;
-    }
-    let _ = timeout(LINGER, async {
-        let mut left = LINGER_BYTES;
-        let mut buffer = [0; 1024];
-        while left > 0 {
-            match stream.read(&mut buffer).await {
-                Ok(0) | Err(_) => break,
-                Ok(count) => left = left.saturating_sub(count),
-            }
-        }
-    })
-    .await;
-}
-
-/// A refusal as bytes, for requests that hyper never sees.
-fn raw(response: &Response<Bytes>) -> Vec<u8> {
-    let status = response.status();
-    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("Refused"));
-    for (name, value) in response.headers() {
-        bytes.push_str(name.as_str());
-        bytes.push_str(": ");
-        bytes.push_str(value.to_str().unwrap_or_default());
-        bytes.push_str("\r\n");
-    }
-    bytes.push_str(&format!("content-length: {}\r\n\r\n", response.body().len()));
-    [bytes.as_bytes(), response.body()].concat()
 }

@@ -51,7 +51,8 @@ fn serve(args: &ServeArgs) -> ExitCode {
 }
 
 fn on_runtime(process: impl Future<Output = ExitCode>) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // For signals, reloads and the admin listener: connections have threads of their own.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return cannot_start(&error),
     };

@@ -224,7 +224,7 @@ impl Collector for LiveNumbers {
         gauge(&mut encoder, "key_last_used_timestamp_seconds", text, |add| {
             keys.iter().try_for_each(|(key, used)| add(&[("key", key)], used.last_used.0))
         })?;
-        let open = ConstGauge::new(i64::from(self.counts.connections()));
+        let open = ConstGauge::new(i64::try_from(self.counts.connections()).unwrap_or(i64::MAX));
         let text = "Connections of the data port, tunnels included";
         open.encode(encoder.encode_descriptor("connections_open", text, None, open.metric_type())?)
     }

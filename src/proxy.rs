@@ -1,17 +1,14 @@
 //! The life of a request. Every step is a line in `Proxy::open`; the order is the security of this program.
 
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http::header::{HOST, HeaderValue};
+use http::header::HOST;
 use http::request::Parts;
-use http::{Request, Response};
-use http_body_util::Full;
 
 use crate::admit::{Door, admit};
+use crate::answer::Answer;
 use crate::auth::{Credential, Principal, verify};
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
@@ -22,11 +19,12 @@ use crate::limit::Counts;
 use crate::log::{self, Entry};
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
+use crate::random;
 use crate::relay::{Bounds, Start};
 use crate::route::{NotFound, Route};
 use crate::rules::Rules;
 use crate::tunnels::{Applicant, Live, Seat, Tunnels};
-use crate::upstream::{Answer, Patience, Stream};
+use crate::upstream::{self, Patience, Refusal, Stream};
 
 /// What all requests share.
 pub struct Proxy {
@@ -44,60 +42,46 @@ pub struct Opened {
     pub bounds: Bounds,
 }
 
-/// Where [`Proxy::handle`] leaves a tunnel for the connection's own task. Only what is left here is ever relayed: hyper
-/// hands out sockets of refused upgrades too.
-#[derive(Default)]
-pub struct Slot(Mutex<Option<Opened>>);
-
-impl Slot {
-    fn put(&self, opened: Opened) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
-    }
-
-    pub fn take(&self) -> Option<Opened> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
+/// What becomes of a request.
+#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
+pub enum Reply {
+    /// Our 101, and what the relay needs after it.
+    Opened(Vec<u8>, Opened),
+    /// Anything else: the connection ends with it.
+    Closed(Answer),
 }
 
 /// How a request ends that is not refused.
 #[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
 enum Done {
-    Opened(Response<Bytes>, Opened),
-    PassedThrough(Response<Bytes>),
+    Opened(Vec<u8>, Opened),
+    PassedThrough(Refusal),
 }
 
 impl Proxy {
     /// Answers one request. Never fails: a refusal is an answer.
-    pub async fn handle<B>(
-        &self,
-        peer: Peer,
-        request: Request<B>,
-        slot: &Slot,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (mut parts, _) = request.into_parts();
+    pub async fn handle(&self, peer: Peer, mut parts: Parts) -> Reply {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
-        let response = match self.open(peer, &mut parts, &mut entry).await {
-            Ok(Done::Opened(response, opened)) => {
+        match self.open(peer, &mut parts, &mut entry).await {
+            Ok(Done::Opened(answer, opened)) => {
                 self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
-                slot.put(opened);
-                response
+                Reply::Opened(answer, opened)
             }
-            Ok(Done::PassedThrough(response)) => {
-                entry.passed_through(response.status().as_u16());
+            Ok(Done::PassedThrough(refusal)) => {
+                entry.passed_through(refusal.status.as_u16());
                 self.metrics.answered(entry.route_label(), Outcome::PassedThrough, entry.since.elapsed());
-                with_request_id(response, &entry)
+                Reply::Closed(pass_through(&refusal, &entry))
             }
-            Err(denial) => self.deny(&entry, &denial),
-        };
-        Ok(response.map(Full::new))
+            Err(denial) => Reply::Closed(self.deny(&entry, &denial)),
+        }
     }
 
     /// One log line, one count, one answer.
-    pub fn deny(&self, entry: &Entry, denial: &Denial) -> Response<Bytes> {
+    pub fn deny(&self, entry: &Entry, denial: &Denial) -> Answer {
         entry.refused(denial);
         self.metrics.refused(entry.route_label(), denial.reason);
         self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
-        denial.response(&entry.id)
+        denial.answer(&entry.id)
     }
 
     async fn open(&self, peer: Peer, parts: &mut Parts, entry: &mut Entry) -> Result<Done, Denial> {
@@ -130,18 +114,18 @@ impl Proxy {
         );
         let patience = Patience { connect: route.timeouts.connect, handshake: route.timeouts.handshake };
         let opened = match route.upstream.open(&seat, &request, &upgrade, patience).await? {
-            Answer::Refused(response) => return Ok(Done::PassedThrough(response)), // their no   any
-            Answer::Opened(opened) => opened, // their yes                                      502 503 504
+            upstream::Answer::Refused(refusal) => return Ok(Done::PassedThrough(refusal)), // their no   any
+            upstream::Answer::Opened(opened) => opened, // their yes                            502 503 504
         };
         let confirmed = seat.confirm()?; // nobody ended it meanwhile                           401 403 404 503
         let extensions = opened.switched.has_extensions();
-        let (response, subprotocol) = handshake::accept_response(&upgrade, opened.switched, answerable); // our yes
+        let (answer, subprotocol) = handshake::accept_answer(&upgrade, opened.switched, answerable); // our yes
         seat.opened(confirmed, subprotocol);
         self.metrics.opened(seat.live());
         log::opened(seat.live());
         let start = Start { from_client: Vec::new(), from_upstream: opened.early, extensions };
         let bounds = bounds(route);
-        Ok(Done::Opened(response, Opened { seat, upstream: opened.stream, start, bounds }))
+        Ok(Done::Opened(answer, Opened { seat, upstream: opened.stream, start, bounds }))
     }
 
     fn verify(
@@ -201,9 +185,8 @@ fn applicant(entry: &Entry, route: &Route) -> Applicant {
 
 /// A lifetime is cut by up to a tenth, so that tunnels that were opened together do not end together.
 fn bounds(route: &Route) -> Bounds {
-    let mut byte = [0];
-    let _ = getrandom::fill(&mut byte);
-    let cut = f64::from(byte[0]) / 255.0 / 10.0;
+    let [byte] = random::bytes();
+    let cut = f64::from(byte) / 255.0 / 10.0;
     Bounds {
         idle: route.timeouts.idle,
         max_lifetime: route.timeouts.max_lifetime.map(|lifetime| lifetime.mul_f64(1.0 - cut)),
@@ -211,9 +194,13 @@ fn bounds(route: &Route) -> Bounds {
     }
 }
 
-fn with_request_id(mut response: Response<Bytes>, entry: &Entry) -> Response<Bytes> {
-    if let Ok(id) = HeaderValue::from_str(&entry.id) {
-        response.headers_mut().entry("x-request-id").or_insert(id);
+/// The upstream's no as the client gets it: end-to-end headers, a body of known length, and the end of the connection.
+fn pass_through(refusal: &Refusal, entry: &Entry) -> Answer {
+    let mut draft = Answer::of(refusal.status);
+    draft.pass_on(&refusal.headers);
+    if !refusal.headers.contains_key("x-request-id") {
+        draft.line("x-request-id", entry.id.as_bytes());
     }
-    response
+    draft.line("connection", b"close");
+    draft.with_body(&refusal.body)
 }

@@ -1,7 +1,7 @@
 //! Owns what runs: listeners, the admin listener, the reload task. Binds before it runs, and drains before it ends.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{self, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -18,19 +17,18 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::end::Cause;
 use crate::limit::Counts;
-use crate::listener;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
 use crate::tunnels::Tunnels;
+use crate::worker::Workers;
 
 /// A proxy whose addresses are bound.
 pub struct Server {
     proxy: Arc<Proxy>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<net::TcpListener>,
     admin: Option<TcpListener>,
     reloader: Reloader,
-    room: usize,
 }
 
 /// Connections that wait to be accepted.
@@ -44,11 +42,10 @@ impl Server {
     /// # Errors
     /// The address that cannot be bound, and why.
     pub fn bind(path: PathBuf, config: Config) -> io::Result<Self> {
-        let room = room_for_connections();
         let settings = config.settings.clone();
         let listeners = settings.listen.iter().map(|address| bind(*address, "listen")).collect::<Result<_, _>>()?;
-        let admin = settings.admin.map(|address| bind(address, "admin")).transpose()?;
-        let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::<Counts>::default());
+        let admin = settings.admin.map(|address| bind(address, "admin").and_then(TcpListener::from_std)).transpose()?;
+        let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::with_room(room_for_connections())));
         counts.set_limits(config.rules.limits);
         let proxy = Arc::new(Proxy {
             metrics: Metrics::new(tunnels.clone(), counts.clone()),
@@ -58,7 +55,7 @@ impl Server {
         });
         let mut reloader = Reloader::new(path, settings, config.sources, proxy.clone());
         reloader.warn(&config.warnings);
-        Ok(Self { proxy, listeners, admin, reloader, room })
+        Ok(Self { proxy, listeners, admin, reloader })
     }
 
     /// The bound addresses, with the ports that the system chose.
@@ -77,13 +74,10 @@ impl Server {
     /// then, too.
     pub async fn run(self, stop: impl Future<Output = ()>, hurry: impl Future<Output = ()>) -> io::Result<()> {
         self.announce();
-        let Self { proxy, listeners, admin, reloader, room } = self;
-        let mut accepting = JoinSet::new();
+        let Self { proxy, listeners, admin, reloader } = self;
         let mut background = JoinSet::new();
-        let room = Arc::new(Semaphore::new(room));
-        for listener in listeners {
-            accepting.spawn(listener::accept(listener, proxy.clone(), room.clone()));
-        }
+        let mut workers = Workers::start(&listeners, &proxy)?;
+        drop(listeners);
         if let Some(listener) = admin {
             let admin = Admin::new(proxy.clone(), &reloader);
             background.spawn(admin.serve(listener));
@@ -91,15 +85,16 @@ impl Server {
         background.spawn(reloader.run());
         let outcome = tokio::select! {
             () = stop => Ok(()),
-            Some(_) = accepting.join_next() => Err(io::Error::other("a listener ended by itself")),
+            () = workers.ended() => Err(io::Error::other("a worker ended by itself")),
             Some(_) = background.join_next() => Err(io::Error::other("the reload or the admin listener ended by itself")),
         };
-        accepting.shutdown().await;
+        workers.close_doors().await;
         tokio::select! {
             () = drain(&proxy) => {}
             () = hurry => warn!(left = proxy.tunnels.all().len(), "told to stop at once"),
         }
         end_all(&proxy).await;
+        workers.stop().await;
         background.shutdown().await;
         outcome
     }
@@ -113,7 +108,7 @@ impl Server {
             admin,
             routes = rules.routes.len(),
             keys = rules.keys.len(),
-            room = self.room,
+            room = self.proxy.counts.room().most(),
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
@@ -150,18 +145,20 @@ async fn end_all(proxy: &Proxy) {
     let _ = timeout(Duration::from_secs(1), proxy.tunnels.empty()).await;
 }
 
-fn bind(address: SocketAddr, what: &str) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, what: &str) -> io::Result<net::TcpListener> {
     let explain = |error: io::Error| io::Error::new(error.kind(), format!("{what}: cannot bind {address}: {error}"));
     let try_bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it.
+        socket.set_tcp_nodelay(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
+        Ok(socket.into())
     };
     try_bind().map_err(explain)
 }
@@ -173,7 +170,7 @@ fn room_for_connections() -> usize {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
     let room = descriptors.saturating_sub(RESERVED + descriptors / 64) / 2;
-    usize::try_from(room).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS)
+    usize::try_from(room).unwrap_or(usize::MAX).max(1)
 }
 
 /// Two futures: told to stop (SIGTERM or SIGINT), and told so again.

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{UnixStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::denial::{Denial, Reason};
-use crate::fields::{self, Twice, only};
+use crate::fields::{Twice, only};
 use crate::handshake::{self, Switched, Upgrade};
+use crate::socket::Socket;
 use crate::tunnels::Seat;
 
 /// One upstream of the file.
@@ -54,8 +54,15 @@ pub struct Patience {
 pub enum Answer {
     /// A 101 that was checked.
     Opened(Opened),
-    /// Something else, rebuilt for the client.
-    Refused(Response<Bytes>),
+    /// Something else.
+    Refused(Refusal),
+}
+
+/// An answer that is no 101. Its body is whole.
+pub struct Refusal {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
 }
 
 pub struct Opened {
@@ -85,10 +92,13 @@ impl Upstream {
         patience: Patience,
     ) -> Result<Answer, Denial> {
         let deadline = Instant::now() + patience.handshake;
-        let dial = timeout(patience.connect.min(patience.handshake), self.endpoint.connect());
-        let mut stream = dial.await.map_err(|_| late("no connection in time"))?.map_err(|error| unreachable(&error))?;
+        let dial = timeout(patience.connect.min(patience.handshake), self.endpoint.dial(request));
+        let (mut stream, sent) =
+            dial.await.map_err(|_| late("no connection in time"))?.map_err(|error| unreachable(&error))?;
         let exchange = async {
-            stream.write_all(request).await.map_err(|error| broken(format!("cannot send to it: {error}")))?;
+            if sent < request.len() {
+                stream.write_all(&request[sent..]).await.map_err(|error| cannot_send(&error))?;
+            }
             let reply = Reply::read(&mut stream).await?;
             if reply.status == 101 {
                 let switched = handshake::check_reply(upgrade, reply.version, reply.headers).map_err(broken)?;
@@ -112,7 +122,14 @@ fn unreachable(error: &io::Error) -> Denial {
     if matches!(error.raw_os_error(), Some(23 | 24)) {
         return Denial::new(Reason::AtCapacity, "all connections are in use").because(error.to_string());
     }
+    if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) {
+        return cannot_send(error);
+    }
     Denial::new(Reason::UpstreamUnreachable, "the service cannot be reached").because(error.to_string())
+}
+
+fn cannot_send(error: &io::Error) -> Denial {
+    broken(format!("cannot send to it: {error}"))
 }
 
 fn broken(cause: impl AsRef<str>) -> Denial {
@@ -120,15 +137,16 @@ fn broken(cause: impl AsRef<str>) -> Denial {
 }
 
 impl Endpoint {
-    async fn connect(&self) -> io::Result<Stream> {
+    /// Connects and begins to send, which is one wait and not two. Says how much was sent.
+    async fn dial(&self, request: &[u8]) -> io::Result<(Stream, usize)> {
         match self {
-            Self::Address(address) => TcpStream::connect(address).await.and_then(Stream::tcp),
-            Self::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+            Self::Address(address) => dial_tcp(*address, request).await,
+            Self::Unix(path) => Ok((Stream::Unix(UnixStream::connect(path).await?), 0)),
             Self::Name { host, port } => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
                 for address in lookup_host((&**host, *port)).await? {
-                    match TcpStream::connect(address).await {
-                        Ok(stream) => return Stream::tcp(stream),
+                    match dial_tcp(address, request).await {
+                        Ok(dialled) => return Ok(dialled),
                         Err(error) => last = error,
                     }
                 }
@@ -136,6 +154,12 @@ impl Endpoint {
             }
         }
     }
+}
+
+async fn dial_tcp(address: SocketAddr, request: &[u8]) -> io::Result<(Stream, usize)> {
+    let mut socket = Socket::connect(address)?;
+    let sent = socket.write(request).await?;
+    Ok((Stream::Tcp(socket), sent))
 }
 
 /// An answer's head, and the bytes behind it.
@@ -184,17 +208,12 @@ impl Reply {
         }
     }
 
-    /// The answer as the client gets it: end-to-end headers, a body of known length, and the end of the connection.
-    async fn into_refusal(self, stream: &mut Stream) -> Result<Response<Bytes>, Denial> {
+    async fn into_refusal(self, stream: &mut Stream) -> Result<Refusal, Denial> {
         let status = StatusCode::from_u16(self.status).ok().filter(|status| status.as_u16() < 600);
         let status = status.ok_or_else(|| broken("its status is none"))?;
         let framing = Framing::of(status, &self.headers).map_err(broken)?;
         let body = framing.read(self.rest, stream).await?;
-        let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = status;
-        *response.headers_mut() = fields::end_to_end_of_response(&self.headers);
-        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-        Ok(response)
+        Ok(Refusal { status, headers: self.headers, body })
     }
 }
 
@@ -299,15 +318,8 @@ fn unchunk(mut raw: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
 
 /// A connection to an upstream.
 pub enum Stream {
-    Tcp(TcpStream),
+    Tcp(Socket),
     Unix(UnixStream),
-}
-
-impl Stream {
-    fn tcp(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        Ok(Self::Tcp(stream))
-    }
 }
 
 impl AsyncRead for Stream {

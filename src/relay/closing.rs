@@ -11,6 +11,7 @@ use tokio::time::{Instant, Sleep};
 use super::half::{BUFFER, Half, Kept, Side, TURNS};
 use crate::end::Cause;
 use crate::frame;
+use crate::random;
 
 /// How long a frame that is under way may take to end when a tunnel is to be closed; then it goes without a Close.
 const BOUNDARY_WAIT: Duration = Duration::from_millis(400);
@@ -50,11 +51,8 @@ where
         lost: Option<Side>,
     ) -> Self {
         let now = Instant::now();
-        let mut mask = [0; 4];
-        // Without randomness the frame is still right (RFC 6455 section 10.3 guards against pages, not against us).
-        let _ = getrandom::fill(&mut mask);
         let to_client = frame::close(cause.close_code(), cause.word(), None);
-        let to_upstream = frame::close(1001, cause.word(), Some(mask));
+        let to_upstream = frame::close(1001, cause.word(), Some(random::bytes()));
         let farewell = |half: &'c mut Half, close, gone: bool, source_gone: bool| {
             if gone {
                 half.kept = Kept::default();

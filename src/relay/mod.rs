@@ -67,10 +67,10 @@ where
         active: now,
         first: None,
         told_client: false,
-        expires_at: None,
+        expires_at: control.expires_at(),
         waker: None,
     };
-    let mut timer = pin!(sleep_until(now));
+    let mut timer = pin!(sleep_until(relay.next_bound().0));
     let ended = poll_fn(|cx| relay.poll(cx, timer.as_mut())).await;
     let Some((cause, lost)) = ended else { return relay.end() };
     let cause = relay.cause_of(cause);
@@ -141,7 +141,7 @@ where
         }
         if self.is_ending() != was_ending || self.control.expires_at() != self.expires_at {
             self.expires_at = self.control.expires_at();
-            timer.as_mut().reset(Instant::now());
+            timer.as_mut().reset(self.next_bound().0);
         }
         while timer.as_mut().poll(cx).is_ready() {
             let (next, cause) = self.next_bound();
@@ -159,6 +159,9 @@ where
         }
         ready!(self.up.poll(cx, self.client, self.upstream))?;
         self.up.ended = true;
+        if self.was_said() {
+            return Poll::Ready(Ok(()));
+        }
         self.up.poll_finish(cx, self.upstream)
     }
 
@@ -176,7 +179,18 @@ where
                 self.told_client = true;
             }
         }
+        if self.was_said() {
+            return Poll::Ready(Ok(()));
+        }
         self.down.poll_finish(cx, self.client)
+    }
+
+    /// All was said and delivered, so that the sockets need not be ended one direction at a time: one side has ended, and
+    /// the other has too, or has nothing to add because both have said Close (RFC 6455 section 5.5.1).
+    fn was_said(&self) -> bool {
+        let both_closed = self.up.follower.saw_close() && self.down.follower.saw_close();
+        let ended = self.up.ended && self.down.ended || both_closed && (self.up.ended || self.down.ended);
+        ended && self.up.kept.is_empty() && self.down.kept.is_empty()
     }
 
     /// Leaves our waker with the control, so that whoever orders a stop can wake us. Once, unless the task changes.
@@ -215,6 +229,9 @@ where
     /// Both directions are through, or nobody is left to read. An upstream that is gone is no reason to leave a client that
     /// still reads what came from it.
     fn is_over(&self) -> bool {
+        if self.was_said() {
+            return true;
+        }
         let down = self.down.done || self.down.writer_gone;
         (self.up.done || self.up.writer_gone && self.down.writer_gone) && down
     }

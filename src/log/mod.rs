@@ -1,33 +1,100 @@
 //! What is written about each request: one line for a refusal, one when a tunnel opens, one when it closes. Never a query,
 //! a header that could hold a secret, or a byte that a terminal would act upon.
 
+mod line;
+
+use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 use tracing::{error, info, warn};
 
 use crate::denial::Denial;
 use crate::end::End;
+use crate::random;
 use crate::tunnels::Live;
 
 /// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
 pub fn init(json: bool, level: tracing::Level) {
     JSON.store(json, Relaxed);
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(|| Lines);
     if json {
-        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+        builder.event_format(line::Json).init();
+    } else if io::stderr().is_terminal() {
+        // For eyes, in colour.
+        builder.with_target(false).init();
     } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+        builder.event_format(line::Text).init();
     }
 }
 
 /// Whether events are JSON, and with them all that is written.
 static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Lines that a worker has written since it last had nothing to do. Together they cost one system call.
+struct Waiting {
+    bytes: Vec<u8>,
+    since: Instant,
+}
+
+thread_local! {
+    static WAITING: RefCell<Option<Waiting>> = const { RefCell::new(None) };
+}
+
+/// More than this does not wait, and nothing waits longer while others come in.
+const MOST_WAITING: usize = 16 * 1024;
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// From here on this thread keeps its lines until it calls [`flush`].
+pub fn keep_lines_together() {
+    WAITING.set(Some(Waiting { bytes: Vec::with_capacity(MOST_WAITING), since: Instant::now() }));
+}
+
+/// Writes what waits.
+pub fn flush() {
+    WAITING.with_borrow_mut(|waiting| {
+        if let Some(waiting) = waiting {
+            waiting.write();
+        }
+    });
+}
+
+impl Waiting {
+    fn write(&mut self) {
+        if !self.bytes.is_empty() {
+            let _ = io::stderr().lock().write_all(&self.bytes);
+            self.bytes.clear();
+        }
+    }
+}
+
+/// Standard error, by way of the lines that wait.
+struct Lines;
+
+impl io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        WAITING.with_borrow_mut(|waiting| {
+            let Some(waiting) = waiting else { return io::stderr().lock().write(line) };
+            if waiting.bytes.is_empty() {
+                waiting.since = Instant::now();
+            }
+            waiting.bytes.extend_from_slice(line);
+            if waiting.bytes.len() >= MOST_WAITING || waiting.since.elapsed() > LONGEST_WAIT {
+                waiting.write();
+            }
+            Ok(line.len())
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A file that was not taken over, and why. People read the reasons as `check` shows them; machines want one line.
 pub fn reload_failed(count: usize, problems: &str) {
@@ -35,7 +102,7 @@ pub fn reload_failed(count: usize, problems: &str) {
         error!(problems = count, error = problems, "reload failed");
     } else {
         error!(problems = count, "reload failed");
-        let _ = writeln!(std::io::stderr().lock(), "{}", problems.trim_end());
+        let _ = writeln!(io::stderr().lock(), "{}", problems.trim_end());
     }
 }
 
@@ -179,11 +246,19 @@ fn request_id(headers: &HeaderMap) -> Box<str> {
 
 /// UUIDv7 (RFC 9562): sorts by time.
 fn new_id() -> Box<str> {
-    uuid::Uuid::now_v7().to_string().into()
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    uuid::Builder::from_unix_timestamp_millis(millis, &random::bytes()).into_uuid().to_string().into()
 }
 
 /// Text of others for a log line: at most 256 bytes, and nothing but visible ASCII and spaces.
 pub fn printable(bytes: &[u8]) -> String {
+    if bytes.len() <= 256
+        && bytes.iter().all(|byte| matches!(byte, b' '..=b'~'))
+        && let Ok(text) = std::str::from_utf8(bytes)
+    {
+        return text.to_owned();
+    }
     let mut text = String::with_capacity(bytes.len().min(256));
     for &byte in bytes.iter().take(256) {
         if byte == b' ' || byte.is_ascii_graphic() {

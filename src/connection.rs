@@ -1,0 +1,155 @@
+//! The life of a connection: its request's head, the answer, and the tunnel if the answer was 101.
+
+use std::cell::RefCell;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::end::{Cause, End};
+use crate::head::{self, Fault};
+use crate::log::{self, Entry};
+use crate::peer::Peer;
+use crate::proxy::{Opened, Proxy, Reply};
+use crate::relay;
+use crate::socket::Socket;
+use crate::upstream::Stream;
+
+/// How long a client may take to read an answer of ours.
+const ANSWER: Duration = Duration::from_secs(10);
+/// What a refused client may still send while it reads the refusal, and for how long: closing a socket with unread bytes
+/// would take the answer with it.
+const LINGER_BYTES: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_millis(500);
+/// What the first look at a connection takes. Few heads are larger, and they are read on.
+const FIRST_LOOK: usize = 4 * 1024;
+
+thread_local! {
+    /// Where first looks go, so that each head gets a buffer of its own length.
+    static LOOK: RefCell<Box<[u8]>> = RefCell::new(vec![0; FIRST_LOOK].into_boxed_slice());
+}
+
+/// A connection that became a tunnel.
+pub struct Tunnel {
+    client: Socket,
+    opened: Opened,
+}
+
+impl Tunnel {
+    pub async fn relay(&mut self, proxy: &Proxy) {
+        let Opened { seat, upstream, start, bounds } = &mut self.opened;
+        let start = std::mem::take(start);
+        let end = relay::copy_bidirectional(&mut self.client, upstream, start, &seat.live().control, bounds).await;
+        proxy.metrics.closed(seat.live(), end.cause);
+        log::closed(seat.live(), end);
+    }
+}
+
+/// From an accepted socket to a tunnel, or to a refusal that was read.
+pub async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Box<Tunnel>> {
+    let peer = Peer::new(address);
+    let from = peer.address.ip();
+    let mut client = Socket::new(stream, from);
+    let (head_timeout, keepalive) = {
+        let rules = proxy.rules.load();
+        (rules.head_timeout, rules.tcp_keepalive)
+    };
+    let (parts, early) = match read_head(&mut client, head_timeout).await {
+        Ok(request) => request,
+        Err(Fault::Gone) => {
+            debug!(caller = %from, "connection without a request");
+            return None;
+        }
+        Err(Fault::Denied(denial)) => {
+            let answer = proxy.deny(&Entry::without_request(from), &denial);
+            refuse(client, answer.as_bytes(), true).await;
+            return None;
+        }
+    };
+    let is_head = parts.method == Method::HEAD;
+    let is_more_to_come = !early.is_empty() || has_body(&parts.headers);
+    let reply = tokio::select! {
+        biased;
+        reply = proxy.handle(peer, parts) => reply,
+        () = client.hung_up(), if early.is_empty() => {
+            debug!(caller = %from, "the client hung up during the handshake");
+            return None;
+        }
+    };
+    match reply {
+        Reply::Opened(answer, opened) => {
+            let mut tunnel = begin(client, &answer, opened, &proxy).await?;
+            tunnel.opened.start.from_client = early;
+            if let (Some(idle), Stream::Tcp(upstream)) = (keepalive, &tunnel.opened.upstream) {
+                upstream.ask_after(idle);
+            }
+            Some(tunnel)
+        }
+        Reply::Closed(answer) => {
+            let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
+            refuse(client, answer, is_more_to_come).await;
+            None
+        }
+    }
+}
+
+async fn read_head(client: &mut Socket, limit: Duration) -> Result<(http::request::Parts, Vec<u8>), Fault> {
+    let first = LOOK.with_borrow_mut(|look| match client.read_now(look) {
+        None => Ok(Vec::new()),
+        Some(Ok(count)) if count > 0 => Ok(look[..count].to_vec()),
+        Some(_) => Err(Fault::Gone),
+    })?;
+    head::read(first, client, limit).await?.parse().map_err(Fault::Denied)
+}
+
+/// Whether the client has announced bytes that nobody is going to read.
+fn has_body(headers: &http::HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
+/// Says yes. From here on there is a tunnel, or a line in the log that says why there is none.
+async fn begin(mut client: Socket, answer: &[u8], opened: Opened, proxy: &Proxy) -> Option<Box<Tunnel>> {
+    let why = match timeout(ANSWER, client.write_all(answer)).await {
+        Ok(Ok(())) => return Some(Box::new(Tunnel { client, opened })),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the client did not read the answer".to_owned(),
+    };
+    let live = opened.seat.live();
+    log::never_began(live, &why);
+    let end = End { cause: Cause::ClientLost, code: None };
+    log::closed(live, end);
+    proxy.metrics.closed(live, end.cause);
+    None
+}
+
+/// Says no. A socket that is closed with nothing unread in it delivers what was written; where more is to come, it is
+/// read for a moment.
+async fn refuse(mut client: Socket, answer: &[u8], is_more_to_come: bool) {
+    let written = timeout(ANSWER, client.write_all(answer)).await;
+    if is_more_to_come && matches!(written, Ok(Ok(()))) {
+        linger(client).await;
+    }
+}
+
+/// Closes our side and reads on for a moment.
+async fn linger(mut client: Socket) {
+    if client.shutdown().await.is_err() {
+        return;
+    }
+    let _ = timeout(LINGER, async {
+        let mut left = LINGER_BYTES;
+        let mut buffer = [0; 1024];
+        while left > 0 {
+            match client.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => left = left.saturating_sub(count),
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,131 @@
+//! One thread for each core, each with a runtime of its own: a tunnel is accepted, served and closed on one thread, so that
+//! its bytes meet no lock and wake no other core. What such threads lack, a scheduler that moves work between them, is
+//! done once for each connection: a worker with more of them than the others hands new ones on.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
+
+use crate::desk::{Arrival, Desk, desks};
+use crate::proxy::Proxy;
+use crate::{listener, log};
+
+/// The threads of this process that serve connections.
+pub struct Workers {
+    stage: watch::Sender<Stage>,
+    /// Closes when nobody accepts any more.
+    accepting: mpsc::Receiver<Infallible>,
+    /// Has something when a worker has ended.
+    ended: mpsc::Receiver<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What workers are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serve,
+    /// Nobody new.
+    Finish,
+    Stop,
+}
+
+impl Workers {
+    /// Starts as many as there are cores to run on. Each accepts on all of these listeners.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be had.
+    pub fn start(listeners: &[TcpListener], proxy: &Arc<Proxy>) -> io::Result<Self> {
+        let count = thread::available_parallelism().map_or(1, usize::from);
+        let (stage, told) = watch::channel(Stage::Serve);
+        let (door, accepting) = mpsc::channel(1);
+        let (sign, ended) = mpsc::channel(1);
+        let mut threads = Vec::with_capacity(count);
+        for (index, (desk, arrivals)) in desks(count, proxy).into_iter().enumerate() {
+            let listeners = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
+            let (told, door, sign) = (told.clone(), door.clone(), Sign(sign.clone()));
+            let runtime = Builder::new_current_thread().enable_all().on_thread_park(log::flush).build()?;
+            let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                log::keep_lines_together();
+                runtime.block_on(work(listeners, desk, arrivals, told, door));
+                // Whatever still looks up a name at this point is not waited for.
+                runtime.shutdown_background();
+                log::flush();
+                drop(sign);
+            })?;
+            threads.push(thread);
+        }
+        Ok(Self { stage, accepting, ended, threads })
+    }
+
+    /// Returns when a worker has ended, which none does unasked.
+    pub async fn ended(&mut self) {
+        let _ = self.ended.recv().await;
+    }
+
+    /// Closes the listeners. Who is there already is served on.
+    pub async fn close_doors(&mut self) {
+        self.stage.send_replace(Stage::Finish);
+        let _ = self.accepting.recv().await;
+    }
+
+    /// Ends all threads, and with them whoever is still there.
+    pub async fn stop(self) {
+        self.stage.send_replace(Stage::Stop);
+        let threads = self.threads;
+        let join = spawn_blocking(|| threads.into_iter().for_each(|thread| drop(thread.join())));
+        let _ = timeout(Duration::from_secs(1), join).await;
+    }
+}
+
+/// Put up when a worker's thread ends, for whatever reason.
+struct Sign(mpsc::Sender<()>);
+
+impl Drop for Sign {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
+}
+
+/// The main task of a worker: starts what arrives, until it is told to stop.
+async fn work(
+    listeners: Vec<TcpListener>,
+    desk: Arc<Desk>,
+    mut arrivals: mpsc::Receiver<Arrival>,
+    mut told: watch::Receiver<Stage>,
+    door: mpsc::Sender<Infallible>,
+) {
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        let (desk, door) = (desk.clone(), door.clone());
+        accepting.spawn(async move {
+            listener::accept(listener, &desk).await;
+            drop(door);
+        });
+    }
+    drop(door);
+    loop {
+        tokio::select! {
+            Some(arrival) = arrivals.recv() => desk.begin(arrival),
+            stage = told.wait_for(|stage| *stage != Stage::Serve) => match stage.map(|stage| *stage) {
+                Ok(Stage::Finish) => break,
+                _ => return,
+            },
+            Some(_) = accepting.join_next() => return,
+        }
+    }
+    accepting.shutdown().await;
+    loop {
+        tokio::select! {
+            Some(arrival) = arrivals.recv() => desk.begin(arrival),
+            _ = told.wait_for(|stage| *stage == Stage::Stop) => return,
+        }
+    }
+}
