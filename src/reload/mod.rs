@@ -1,7 +1,7 @@
 //! Keeps the rules in step with the files they are made of. Content decides, by polling; directory events, SIGHUP and the
 //! admin listener only make it look at once. A file that cannot be read changes nothing.
 
-mod worker;
+mod loader;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
-use self::worker::Worker;
+use self::loader::Loader;
 use crate::clock::UnixTime;
 use crate::config::{self, Config, Problems, Sources};
 use crate::end::Cause;
@@ -50,7 +50,7 @@ pub struct Reloader {
     settings: Settings,
     sources: Arc<Sources>,
     proxy: Arc<Proxy>,
-    worker: Worker,
+    loader: Loader,
     /// Rules that are no longer in force, while some handshake still goes by them.
     outgoing: Vec<Arc<Rules>>,
     status: Arc<Mutex<Status>>,
@@ -71,8 +71,8 @@ impl Reloader {
         watcher.follow(&sources);
         let status = Arc::new(Mutex::new(status));
         let warned = HashSet::new();
-        let (sources, worker, outgoing, asks) = (Arc::new(sources), Worker::default(), Vec::new(), mpsc::channel(8));
-        Self { path, settings, sources, proxy, worker, outgoing, status, asks, watcher, warned }
+        let (sources, loader, outgoing, asks) = (Arc::new(sources), Loader::default(), Vec::new(), mpsc::channel(8));
+        Self { path, settings, sources, proxy, loader, outgoing, status, asks, watcher, warned }
     }
 
     /// Logs what is allowed and probably not meant, unless the last load said so too.
@@ -158,13 +158,13 @@ impl Reloader {
 
     async fn looks_changed(&mut self, sources: Arc<Sources>) -> bool {
         // What cannot be looked at has to be read.
-        self.worker.run(move || sources.looks_changed()).await.unwrap_or(true)
+        self.loader.run(move || sources.looks_changed()).await.unwrap_or(true)
     }
 
     async fn load(&mut self) -> Result<Loaded, Faulty> {
         let path = self.path.clone();
         let load = move || config::load(&path).map(Loaded::from).map_err(Faulty::from);
-        let loaded = self.worker.run(load).await;
+        let loaded = self.loader.run(load).await;
         loaded.unwrap_or_else(|| Err(Faulty { count: 1, text: "the loader failed".into(), sources: None }))
     }
 
@@ -237,7 +237,7 @@ impl Reloader {
             proxy.counts.forget_keys(proxy.rules.load().keys.ids());
             (count, old, revoked, routed)
         };
-        let swapped = self.worker.run(work).await;
+        let swapped = self.loader.run(work).await;
         let (count, old, revoked, routed) = swapped.expect("nothing in a swap panics; half of one would be no rules");
         self.outgoing.push(old);
         end_after(&self.proxy, revoked, on_revoked);
@@ -250,7 +250,7 @@ impl Reloader {
         let is_free = |rules: &mut Arc<Rules>| Arc::strong_count(rules) == 1;
         let free: Vec<_> = self.outgoing.extract_if(.., is_free).collect();
         if !free.is_empty() {
-            self.worker.run(move || drop(free)).await;
+            self.loader.run(move || drop(free)).await;
         }
     }
 

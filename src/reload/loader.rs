@@ -8,14 +8,14 @@ use tracing::warn;
 /// A thread for what takes a while: reading and compiling a million keys, asking all tunnels about new rules, letting go of
 /// the old ones. Meanwhile the runtime's own threads carry bytes.
 #[derive(Default)]
-pub struct Worker(Option<SyncSender<Job>>);
+pub struct Loader(Option<SyncSender<Job>>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A third of what others get of a busy core: a change is still in force soon when all cores are.
 const NICE: i32 = 5;
 
-impl Worker {
+impl Loader {
     /// The result of the work; `None` if it panicked.
     pub async fn run<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (done, result) = oneshot::channel();
