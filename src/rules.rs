@@ -64,16 +64,16 @@ impl Rules {
             (Some(Verifier::Open), _) => Ok(None),
             (_, Some(Err(cause))) => Err(cause),
             (None, _) => Err(Cause::RouteRemoved),
-            (Some(Verifier::ApiKey(_)), Some(Ok(found))) if found.key.opens(route) => Ok(found.valid_until),
+            (Some(Verifier::ApiKey(_)), Some(Ok(found))) if found.opens(route) => Ok(found.valid_until),
             (Some(Verifier::ApiKey(_)), Some(Ok(_))) => Err(Cause::NotAllowedOnRoute),
             // Whoever came in when the route was open has shown nothing.
             (Some(Verifier::ApiKey(_)), None) => Err(Cause::Revoked),
         }
     }
 
-    fn still_proves(&self, key: &Key, secret: &Digest, now: UnixTime) -> Result<&Found, Cause> {
+    fn still_proves(&self, key: &Key, secret: &Digest, now: UnixTime) -> Result<Found<'_>, Cause> {
         match self.keys.find(secret, now) {
-            Ok(found) if found.key.id == key.id => Ok(found),
+            Ok(found) if *found.id() == *key.id => Ok(found),
             Err((Rejected::Expired, _)) => Err(Cause::Expired),
             Ok(_) | Err((Rejected::Unknown | Rejected::Disabled | Rejected::NotYetValid, _)) => Err(Cause::Revoked),
         }

@@ -66,6 +66,12 @@ impl Digest {
     }
 }
 
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl PartialEq for Digest {
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
@@ -73,16 +79,6 @@ impl PartialEq for Digest {
 }
 
 impl Eq for Digest {}
-
-impl std::hash::Hash for Digest {
-    /// A SHA-256 is uniform already, so its first bytes are the hash. An attacker who presents secrets cannot
-    /// make operators' keys collide, and look-ups alone do not grow the table.
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        let mut first = [0; 8];
-        first.copy_from_slice(&self.0[..8]);
-        state.write_u64(u64::from_ne_bytes(first));
-    }
-}
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -268,7 +268,7 @@ mod tests {
             max_connections: None,
             attributes: Box::default(),
         };
-        keys.add(key, &[(Digest::of(b"secret"), None)]).unwrap();
+        keys.add(&key, &[(Digest::of(b"secret"), None)]).unwrap();
         let places = vec![Place::Header(http::HeaderName::from_static("x-api-key"))];
         let request = http::Request::builder().header("x-api-key", "secret").body(()).unwrap();
         let (mut parts, ()) = request.into_parts();

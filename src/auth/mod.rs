@@ -116,14 +116,14 @@ pub fn verify(
             .challenge(credential::challenge(places))
     };
     match keys.find(&digest, now) {
-        Ok(found) if credential.user().is_some_and(|user| *user != *found.key.id) => {
-            Err(invalid("the user name is not the id of the secret's key").of_key(Some(found.key.id.clone())))
+        Ok(found) if credential.user().is_some_and(|user| *user != *found.id()) => {
+            Err(invalid("the user name is not the id of the secret's key").of_key(Some(found.key().id.clone())))
         }
         Ok(found) => {
-            let (key, valid_until) = (found.key.clone(), found.valid_until);
+            let (key, valid_until) = (found.key().clone(), found.valid_until);
             Ok(Principal(Who::Key { key, secret: digest, valid_until }))
         }
-        Err((why, key)) => {
+        Err((why, found)) => {
             let denial = match why {
                 Rejected::Unknown => invalid("unknown key"),
                 Rejected::Disabled => invalid("the key is disabled"),
@@ -132,7 +132,7 @@ pub fn verify(
                     .because("past valid_until or expires_at")
                     .challenge(credential::challenge(places)),
             };
-            Err(denial.of_key(key.map(|key| key.id.clone())))
+            Err(denial.of_key(found.map(|found| found.key().id.clone())))
         }
     }
 }

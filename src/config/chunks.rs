@@ -17,6 +17,8 @@ pub struct Layout {
     /// Whether it stands under `keys:` rather than being the whole file.
     pub under_keys: bool,
     pub chunks: Vec<Chunk>,
+    /// How many there are in all of them.
+    pub items: usize,
 }
 
 /// Large enough to make the cost of a parse small, small enough to be nothing.
@@ -25,9 +27,9 @@ const TARGET: usize = 64 << 10;
 /// Cuts the text before items of its list, which is safe because what stands at a block list's own indentation is either
 /// an item of it or its end. `None` when the text is not simply such a list.
 pub fn split(text: &str) -> Option<Layout> {
-    let mut layout = Layout { under_keys: false, chunks: Vec::new() };
+    let mut layout = Layout { under_keys: false, chunks: Vec::new(), items: 0 };
     let mut indentation = None;
-    let (mut at, mut items) = (0, 0);
+    let mut at = 0;
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let start = at;
         at += line.len();
@@ -53,9 +55,9 @@ pub fn split(text: &str) -> Option<Layout> {
             if let Some(last) = layout.chunks.last_mut() {
                 last.end = start;
             }
-            layout.chunks.push(Chunk { first: items, start, end: text.len(), lines_before: number });
+            layout.chunks.push(Chunk { first: layout.items, start, end: text.len(), lines_before: number });
         }
-        items += 1;
+        layout.items += 1;
     }
     (!layout.chunks.is_empty()).then_some(layout)
 }
@@ -78,7 +80,7 @@ mod tests {
             assert_eq!(text[..chunk.start].lines().count(), chunk.lines_before);
             end = chunk.end;
         }
-        assert_eq!(end, text.len());
+        assert_eq!((end, layout.items), (text.len(), 5));
     }
 
     #[test]

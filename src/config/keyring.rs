@@ -1,15 +1,18 @@
 //! The keys of all files, added one by one: secrets become digests at once, and what belongs to whom is checked.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path as FilePath;
 use std::sync::Arc;
+
+use hashbrown::HashTable;
 
 use super::compile::{Doors, Env, unset};
 use super::problem::{Faults, FileId, Path, Place, Step, Wrong};
 use super::schema::{From, Key, KeySecret};
 use super::source::Reader;
 use super::value::UnixTime;
-use crate::auth::api_key::{self, Keys};
+use crate::auth::api_key::{self, Keys, Taken};
 use crate::secret::Digest;
 
 /// A secret is a line, not a book.
@@ -27,7 +30,12 @@ pub struct Outside<'o> {
 /// Collects keys.
 pub struct Keyring<'d> {
     keys: Keys,
-    ids: HashMap<Arc<str>, At>,
+    /// The keys by their ids, and where each stands.
+    ids: HashTable<u32>,
+    hasher: RandomState,
+    places: Vec<At>,
+    /// Ids of keys that something is wrong with.
+    faulty: HashMap<Box<str>, At>,
     doors: &'d Doors,
     /// Which of the doors some key opens.
     opened: Vec<bool>,
@@ -53,7 +61,28 @@ impl At {
 impl<'d> Keyring<'d> {
     pub fn new(doors: &'d Doors) -> Self {
         let opened = vec![false; doors.all.len()];
-        Self { keys: Keys::default(), ids: HashMap::new(), doors, opened, opens_all: false }
+        Self {
+            keys: Keys::default(),
+            ids: HashTable::new(),
+            hasher: RandomState::new(),
+            places: Vec::new(),
+            faulty: HashMap::new(),
+            doors,
+            opened,
+            opens_all: false,
+        }
+    }
+
+    /// Makes room for so many keys more.
+    pub fn reserve(&mut self, more: usize) {
+        self.keys.reserve(more);
+        self.places.reserve(more);
+        self.ids.reserve(more, |number| self.hasher.hash_one(self.keys.id(*number as usize)));
+    }
+
+    fn place_of(&self, id: &str, hash: u64) -> Option<At> {
+        let known = self.ids.find(hash, |number| self.keys.id(*number as usize) == id);
+        known.map(|number| self.places[*number as usize]).or_else(|| self.faulty.get(id).copied())
     }
 
     /// Adds the key that stands at `path`, item `index` of its list.
@@ -65,24 +94,28 @@ impl<'d> Keyring<'d> {
         faults: &mut Faults,
         warnings: &mut Faults,
     ) {
-        let id: Arc<str> = (*key.id).into();
+        let id = &*key.id;
         let (file, list) = path.origin();
         let at = At { file, list, index };
-        if let Some(other) = self.ids.get(&id) {
+        let hash = self.hasher.hash_one(id);
+        if let Some(other) = self.place_of(id, hash) {
             let wrong = Wrong::new(format!("two keys have the id \"{id}\""));
             let wrong = wrong.hint("give one key two entries in secrets to rotate it");
             faults.between(&path.field("id"), wrong, "the other one is at", other.place());
             return;
         }
-        self.ids.insert(id.clone(), at);
         let routes = self.routes(&key, path, faults, warnings);
         let digests = digests(&key, path, outside, faults, warnings);
         if key.expires_at.is_some_and(|end| end <= outside.now) {
             let wrong = Wrong::new(format!("the key \"{id}\" has expired"));
             warnings.value(&path.field("expires_at"), wrong);
         }
+        if digests.len() < key.secrets.len() {
+            self.faulty.insert(key.id, at);
+            return;
+        }
         let compiled = api_key::Key {
-            id: id.clone(),
+            id: id.into(),
             routes,
             not_before: key.not_before,
             expires_at: key.expires_at,
@@ -90,23 +123,27 @@ impl<'d> Keyring<'d> {
             max_connections: key.max_connections,
             attributes: key.attributes.into(),
         };
-        if digests.len() < key.secrets.len() {
-            return;
-        }
-        if let Err((taken, owner)) = self.keys.add(compiled, &digests) {
-            let secret = &key.secrets[taken];
-            let other = self.ids.get(&owner.id).filter(|_| owner.id != id);
-            at_secret(path, key.shorthand, secret, |path| match other {
-                None => {
-                    let wrong = Wrong::new("this secret stands twice in this key");
-                    faults.value(path, wrong.hint("keep one of them"));
-                }
-                Some(other) => {
-                    let wrong = Wrong::new(format!("the key \"{}\" has this secret too", owner.id));
-                    let wrong = wrong.hint("every key needs a secret of its own; wsbouncer key new makes one");
-                    faults.between(path, wrong, "the other one is at", other.place());
-                }
-            });
+        match self.keys.add(&compiled, &digests) {
+            Ok(number) => {
+                self.places.push(at);
+                let hash_of = |number: &u32| self.hasher.hash_one(self.keys.id(*number as usize));
+                self.ids.insert_unique(hash, number, hash_of);
+            }
+            Err(Taken { secret, owner }) => {
+                at_secret(path, key.shorthand, &key.secrets[secret], |path| match self.places.get(owner as usize) {
+                    None => {
+                        let wrong = Wrong::new("this secret stands twice in this key");
+                        faults.value(path, wrong.hint("keep one of them"));
+                    }
+                    Some(other) => {
+                        let wrong =
+                            Wrong::new(format!("the key \"{}\" has this secret too", self.keys.id(owner as usize)));
+                        let wrong = wrong.hint("every key needs a secret of its own; wsbouncer key new makes one");
+                        faults.between(path, wrong, "the other one is at", other.place());
+                    }
+                });
+                self.faulty.insert(key.id, at);
+            }
         }
     }
 
@@ -116,7 +153,7 @@ impl<'d> Keyring<'d> {
         path: &Path<'_>,
         faults: &mut Faults,
         warnings: &mut Faults,
-    ) -> Option<Box<[Arc<str>]>> {
+    ) -> Option<Arc<[Arc<str>]>> {
         let Some(names) = &key.routes else {
             self.opens_all |= !key.disabled;
             return None;

@@ -1,6 +1,6 @@
 //! The configuration: YAML files in, [`Settings`] and [`Rules`] out, or all that is wrong with them.
 //!
-//! Text becomes a tree (`yaml`), the tree becomes the file as types (`decode`, `routes`, `keys`; the table of fields is in
+//! Text becomes a tree (`yaml`; `plain` for key files that are), the tree becomes the file as types (`decode`, `routes`, `keys`; the table of fields is in
 //! `schema`), and these become rules (`compile`, `keyring`). Faults are collected on the way (`problem`); only when there
 //! are some are they given lines and columns (`locate`) and printed (`report`).
 
@@ -11,6 +11,7 @@ mod fields;
 mod keyring;
 mod keys;
 mod locate;
+mod plain;
 mod problem;
 mod report;
 mod routes;
@@ -22,6 +23,7 @@ mod yaml;
 
 use std::ffi::OsString;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -265,11 +267,17 @@ impl Load {
     ) -> Result<(), (usize, usize, Wrong)> {
         let whole = Path::Root { file: id, list: !layout.under_keys };
         let list = if layout.under_keys { whole.field("keys") } else { whole };
+        ring.reserve(layout.items);
         for chunk in &layout.chunks {
-            let node = parsed(&text[chunk.start..chunk.end], chunk.lines_before)?;
-            if let Node::List(items) = node {
-                self.key_items(items, chunk.first, &list, ring, around);
-            }
+            let part = &text[chunk.start..chunk.end];
+            let items = match plain::list(part) {
+                Some(items) => items,
+                None => match parsed(part, chunk.lines_before)? {
+                    Node::List(items) => items,
+                    _ => continue,
+                },
+            };
+            self.key_items(items, chunk.first, &list, ring, around);
         }
         Ok(())
     }
@@ -337,7 +345,7 @@ fn parsed(text: &str, lines_before: usize) -> Result<Node, (usize, usize, Wrong)
 fn rules(
     file: schema::File,
     routes: RouteTable,
-    upstreams: std::collections::HashSet<std::sync::Arc<str>>,
+    upstreams: std::collections::HashSet<Arc<str>>,
     keys: crate::auth::api_key::Keys,
 ) -> Rules {
     Rules {

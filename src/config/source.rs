@@ -120,8 +120,7 @@ impl Source {
         }
         // Touched, or too fresh to tell: what it holds decides.
         let settled = stamp.is_some_and(|stamp| stamp.is_settled());
-        let content = read_file(&self.path, self.limit).ok().map(|(bytes, _)| Digest::of(&bytes));
-        if content != self.content {
+        if digest_of(&self.path, self.limit).ok() != self.content {
             return true;
         }
         *seen = Seen { stamp, settled };
@@ -169,16 +168,16 @@ impl Reader {
     pub fn read(&mut self, path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Wrong> {
         let read = read_file(path, limit);
         let stamp = match &read {
-            Ok((_, stamp)) => Some(*stamp),
+            Ok((_, stamp, _)) => Some(*stamp),
             Err(_) => std::fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata)),
         };
-        let content = read.as_ref().ok().map(|(bytes, _)| Digest::of(bytes));
+        let content = read.as_ref().ok().map(|(_, _, digest)| *digest);
         if let Some(content) = &content {
             self.digest.update(content.as_bytes());
         }
         let seen = Mutex::new(Seen { stamp, settled: stamp.is_some_and(Stamp::is_settled) });
         self.sources.files.push(Source { path: path.to_owned(), content, limit, read_at: Instant::now(), seen });
-        read.map(|(bytes, _)| bytes)
+        read.map(|(bytes, ..)| bytes)
     }
 
     /// The files that a pattern names now, sorted.
@@ -204,28 +203,69 @@ impl Reader {
     }
 }
 
-fn read_file(path: &Path, limit: u64) -> Result<(Zeroizing<Vec<u8>>, Stamp), Wrong> {
-    let unreadable = |error: io::Error| Wrong::new(format!("this file cannot be read: {}", cause(&error)));
+/// Opens a file, and looks at it.
+fn open(path: &Path) -> Result<(File, Metadata), Wrong> {
     // Opening a named pipe would wait for somebody who writes into it.
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
         return Err(Wrong::new(format!("this file cannot be read: it is {what}")));
     }
-    let mut file = File::open(path).map_err(unreadable)?;
-    // The stamp is older than what is read: a change in between shows later.
+    let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
-    let expected = usize::try_from(metadata.len().min(limit)).unwrap_or_default();
-    let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 1));
-    file.by_ref().take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > limit {
-        return Err(Wrong::new(format!("this file is larger than {}", size(limit))));
-    }
-    Ok((bytes, Stamp::of(&metadata)))
+    Ok((file, metadata))
 }
 
-fn size(bytes: u64) -> String {
-    if bytes >= 1 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{} KiB", bytes >> 10) }
+#[expect(clippy::needless_pass_by_value, reason = "it is made for this")]
+fn unreadable(error: io::Error) -> Wrong {
+    Wrong::new(format!("this file cannot be read: {}", cause(&error)))
+}
+
+/// The digest of a file, without having the whole of it in memory.
+fn digest_of(path: &Path, limit: u64) -> Result<Digest, Wrong> {
+    let (file, _) = open(path)?;
+    let mut file = file.take(limit + 1);
+    let mut piece = Zeroizing::new(vec![0; PIECE]);
+    let mut digest = Sha256::new();
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) if file.limit() == 0 => return Err(too_large(limit)),
+            Ok(0) => return Ok(Digest::from(<[u8; 32]>::from(digest.finalize()))),
+            Ok(length) => digest.update(&piece[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+}
+
+/// Fits into a core's cache.
+const PIECE: usize = 64 << 10;
+
+/// Reads a whole file, in pieces: a single call that copies a hundred megabytes holds its core for longer than others should
+/// wait for it.
+fn read_file(path: &Path, limit: u64) -> Result<(Zeroizing<Vec<u8>>, Stamp, Digest), Wrong> {
+    // The stamp is older than what is read: a change in between shows later.
+    let (mut file, metadata) = open(path)?;
+    let expected = usize::try_from(metadata.len().min(limit)).unwrap_or_default();
+    let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 1));
+    let mut digest = Sha256::new();
+    loop {
+        let before = bytes.len();
+        let most = (limit + 1 - before as u64).min(PIECE as u64);
+        if file.by_ref().take(most).read_to_end(&mut bytes).map_err(unreadable)? == 0 {
+            break;
+        }
+        digest.update(&bytes[before..]);
+    }
+    if bytes.len() as u64 > limit {
+        return Err(too_large(limit));
+    }
+    Ok((bytes, Stamp::of(&metadata), Digest::from(<[u8; 32]>::from(digest.finalize()))))
+}
+
+fn too_large(limit: u64) -> Wrong {
+    let size = if limit >= 1 << 20 { format!("{} MiB", limit >> 20) } else { format!("{} KiB", limit >> 10) };
+    Wrong::new(format!("this file is larger than {size}"))
 }
 
 /// "permission denied": without the number that the system gives it.

@@ -7,6 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use zeroize::Zeroizing;
 
 /// A YAML value. Maps keep the order of the file, and names that stand twice, so that both can be reported.
+#[cfg_attr(test, derive(Debug, PartialEq))]
 pub enum Node {
     Null,
     Bool(bool),

@@ -188,6 +188,51 @@ fn others_do_not_lose_a_byte_through_many_reloads() {
     });
 }
 
+// ---- many
+
+/// Keys `k0` to `k3`, less those that are left out, each with the secret `s0` and so on, and one more that changes.
+fn four_keys(without: usize, more: usize) -> String {
+    let keys = (0..4).filter(|number| *number != without);
+    let lines: String = keys.map(|number| format!("- id: k{number}\n  secret: s{number}\n")).collect();
+    format!("{lines}- {{ id: more, secret: more-{more} }}\n")
+}
+
+/// Two hundred tunnels, of four keys in turn.
+fn two_hundred(gate: &Gate) -> Vec<Wire> {
+    (0..200).map(|number| gate.open(with(&format!("s{}", number % 4)))).collect()
+}
+
+fn many() -> (Backend, Gate, Vec<Wire>) {
+    let backend = Backend::echo_messages();
+    let yaml = format!("upstream: {}\nkey_files: [keys.yaml]\n", backend.url());
+    let gate = config(&yaml).file("keys.yaml", &four_keys(4, 0)).start();
+    let tunnels = two_hundred(&gate);
+    (backend, gate, tunnels)
+}
+
+#[test]
+fn many_tunnels_outlive_many_reloads() {
+    let (_backend, gate, mut tunnels) = many();
+    for round in 1..=10 {
+        let line = gate.reloads(|| gate.replace("keys.yaml", &four_keys(4, round)));
+        assert_eq!(line.number("tunnels_ended"), 0);
+    }
+    tunnels.iter_mut().for_each(echoes);
+}
+
+#[test]
+fn of_many_tunnels_exactly_those_of_the_key_are_closed() {
+    let (_backend, gate, mut tunnels) = many();
+    gate.replace("keys.yaml", &four_keys(2, 0));
+    for (number, tunnel) in tunnels.iter_mut().enumerate() {
+        if number % 4 == 2 {
+            assert_eq!(tunnel.read_close().0, 4401, "tunnel {number}");
+        } else {
+            echoes(tunnel);
+        }
+    }
+}
+
 // ---- rotation
 
 #[test]

@@ -1,8 +1,10 @@
 //! Keeps the rules in step with the files they are made of. Content decides, by polling; directory events, SIGHUP and the
 //! admin listener only make it look at once. A file that cannot be read changes nothing.
 
+mod loader;
+
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,12 +15,13 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
+use self::loader::Loader;
 use crate::clock::UnixTime;
 use crate::config::{self, Config, Problems, Sources};
 use crate::end::Cause;
 use crate::log;
 use crate::proxy::Proxy;
-use crate::rules::Settings;
+use crate::rules::{Rules, Settings};
 use crate::tunnels::Live;
 
 /// How often files are looked at when no event says so.
@@ -45,8 +48,11 @@ pub struct Reloader {
     path: PathBuf,
     /// What runs: listeners are not rebound.
     settings: Settings,
-    sources: Sources,
+    sources: Arc<Sources>,
     proxy: Arc<Proxy>,
+    loader: Loader,
+    /// Rules that are no longer in force, while some handshake still goes by them.
+    outgoing: Vec<Arc<Rules>>,
     status: Arc<Mutex<Status>>,
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
     watcher: Watch,
@@ -65,7 +71,8 @@ impl Reloader {
         watcher.follow(&sources);
         let status = Arc::new(Mutex::new(status));
         let warned = HashSet::new();
-        Self { path, settings, sources, proxy, status, asks: mpsc::channel(8), watcher, warned }
+        let (sources, loader, outgoing, asks) = (Arc::new(sources), Loader::default(), Vec::new(), mpsc::channel(8));
+        Self { path, settings, sources, proxy, loader, outgoing, status, asks, watcher, warned }
     }
 
     /// Logs what is allowed and probably not meant, unless the last load said so too.
@@ -112,52 +119,72 @@ impl Reloader {
                 }
                 _ = on_hangup => self.reload().await,
                 () = self.watcher.nudge.notified() => self.look().await,
-                _ = tick.tick() => self.look().await,
+                _ = tick.tick() => {
+                    self.look().await;
+                    self.let_go().await;
+                }
             }
         }
     }
 
     /// Reloads if a file has changed and come to rest.
     async fn look(&mut self) {
-        if !self.sources.looks_changed() {
+        if !self.looks_changed(self.sources.clone()).await {
             return;
         }
-        let mut loaded = load(&self.path).await;
+        let mut loaded = self.load().await;
         for _ in 0..MAX_LOOKS {
             sleep(SETTLE).await;
             let sources = match &loaded {
-                Ok(config) => Some(&config.sources),
-                Err(faulty) => faulty.sources.as_ref(),
+                Ok(loaded) => Some(loaded.sources.clone()),
+                Err(faulty) => faulty.sources.clone(),
             };
-            if sources.is_none_or(|sources| !sources.looks_changed()) {
+            let Some(sources) = sources else { break };
+            if !self.looks_changed(sources).await {
                 break;
             }
-            loaded = load(&self.path).await;
+            if let Ok(loaded) = loaded {
+                self.outgoing.push(loaded.rules);
+            }
+            loaded = self.load().await;
         }
-        self.take(loaded, false);
+        self.take(loaded, false).await;
     }
 
     async fn reload(&mut self) {
-        let loaded = load(&self.path).await;
-        self.take(loaded, true);
+        let loaded = self.load().await;
+        self.take(loaded, true).await;
+    }
+
+    async fn looks_changed(&mut self, sources: Arc<Sources>) -> bool {
+        // What cannot be looked at has to be read.
+        self.loader.run(move || sources.looks_changed()).await.unwrap_or(true)
+    }
+
+    async fn load(&mut self) -> Result<Loaded, Faulty> {
+        let path = self.path.clone();
+        let load = move || config::load(&path).map(Loaded::from).map_err(Faulty::from);
+        let loaded = self.loader.run(load).await;
+        loaded.unwrap_or_else(|| Err(Faulty { count: 1, text: "the loader failed".into(), sources: None }))
     }
 
     /// Takes over what was loaded, or says why not. Without a change of content there is nothing to say, unless somebody
     /// asked.
-    fn take(&mut self, loaded: Result<Config, Faulty>, asked: bool) {
-        let config = match loaded {
-            Ok(config) => config,
+    async fn take(&mut self, loaded: Result<Loaded, Faulty>, asked: bool) {
+        let Loaded { settings, rules, sources, warnings } = match loaded {
+            Ok(loaded) => loaded,
             Err(faulty) => return self.refuse(faulty),
         };
-        let is_new = config.sources.digest() != self.proxy.rules.load().fingerprint;
-        self.watcher.follow(&config.sources);
-        self.sources = config.sources;
+        let is_new = sources.digest() != self.proxy.rules.load().fingerprint;
+        self.watcher.follow(&sources);
+        self.sources = sources;
         let was_bad = !self.current_status().ok;
         if !is_new && !was_bad && !asked {
             debug!("files were touched, and say what they said");
-            return;
+            self.outgoing.push(rules);
+            return self.let_go().await;
         }
-        let restart_needed = differences(&self.settings, &config.settings);
+        let restart_needed = differences(&self.settings, &settings);
         self.proxy.metrics.reloaded(!restart_needed.is_empty());
         if !restart_needed.is_empty() {
             warn!(
@@ -166,11 +193,17 @@ impl Reloader {
             );
         }
         let files = self.sources.count();
-        let (routes, keys) = (config.rules.routes.len(), config.rules.keys.len());
-        self.warn(&config.warnings);
-        let lost = if is_new { self.swap(config.rules) } else { 0 };
+        let (routes, keys) = (rules.routes.len(), rules.keys.len());
+        self.warn(&warnings);
+        let lost = if is_new {
+            self.swap(rules).await
+        } else {
+            self.outgoing.push(rules);
+            0
+        };
         self.set_status(Status { ok: true, at: UnixTime::now(), error: None, restart_needed });
         info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");
+        self.let_go().await;
     }
 
     fn refuse(&mut self, faulty: Faulty) {
@@ -186,20 +219,39 @@ impl Reloader {
     }
 
     /// One atomic swap, then every live tunnel is asked about. Says how many have lost their right.
-    fn swap(&self, rules: crate::rules::Rules) -> usize {
-        let proxy = &self.proxy;
+    async fn swap(&mut self, rules: Arc<Rules>) -> usize {
         let (on_revoked, on_route_removed) = (rules.on_revoked, rules.on_route_removed);
-        proxy.counts.set_limits(rules.limits);
-        proxy.rules.store(Arc::new(rules));
-        let lost = proxy.tunnels.reconcile(|live| proxy.admits(live));
-        let count = lost.len();
-        let (routed, revoked): (Vec<_>, Vec<_>) =
-            lost.into_iter().partition(|(_, cause)| *cause == Cause::RouteRemoved);
-        end_after(proxy, revoked, on_revoked);
-        end_after(proxy, routed, on_route_removed);
-        let rules = proxy.rules.load();
-        proxy.counts.forget_keys(rules.keys.iter().map(|key| &*key.id));
+        let proxy = self.proxy.clone();
+        let work = move || {
+            proxy.counts.set_limits(rules.limits);
+            let old = proxy.rules.swap(rules);
+            let lost = proxy.tunnels.reconcile(|live| proxy.admits(live));
+            let count = lost.len();
+            let (mut routed, mut revoked): (Vec<_>, Vec<_>) =
+                lost.into_iter().partition(|(_, cause)| *cause == Cause::RouteRemoved);
+            for (lost, delay) in [(&mut revoked, on_revoked), (&mut routed, on_route_removed)] {
+                if delay.is_zero() {
+                    lost.drain(..).for_each(|(live, cause)| live.control.stop(cause));
+                }
+            }
+            proxy.counts.forget_keys(proxy.rules.load().keys.ids());
+            (count, old, revoked, routed)
+        };
+        let swapped = self.loader.run(work).await;
+        let (count, old, revoked, routed) = swapped.expect("nothing in a swap panics; half of one would be no rules");
+        self.outgoing.push(old);
+        end_after(&self.proxy, revoked, on_revoked);
+        end_after(&self.proxy, routed, on_route_removed);
         count
+    }
+
+    /// Old rules go when the last handshake that began under them has ended, and not on its thread: that may take a while.
+    async fn let_go(&mut self) {
+        let is_free = |rules: &mut Arc<Rules>| Arc::strong_count(rules) == 1;
+        let free: Vec<_> = self.outgoing.extract_if(.., is_free).collect();
+        if !free.is_empty() {
+            self.loader.run(move || drop(free)).await;
+        }
     }
 
     fn current_status(&self) -> Status {
@@ -211,23 +263,35 @@ impl Reloader {
     }
 }
 
-/// Ends tunnels that have lost their right; after a delay only those that have not got it back.
+/// Ends tunnels that have lost their right, after a delay, if they have not got it back.
 fn end_after(proxy: &Arc<Proxy>, lost: Vec<(Arc<Live>, Cause)>, delay: Duration) {
-    if delay.is_zero() {
-        for (live, cause) in lost {
-            live.control.stop(cause);
-        }
-    } else if !lost.is_empty() {
-        let proxy = proxy.clone();
-        #[expect(clippy::disallowed_methods, reason = "holds nothing that a drain would have to wait for")]
-        tokio::spawn(async move {
-            sleep(delay).await;
-            for (live, _) in lost {
-                if let Err(cause) = proxy.admits(&live) {
-                    live.control.stop(cause);
-                }
+    if lost.is_empty() {
+        return;
+    }
+    let proxy = proxy.clone();
+    #[expect(clippy::disallowed_methods, reason = "holds nothing that a drain would have to wait for")]
+    tokio::spawn(async move {
+        sleep(delay).await;
+        for (live, _) in lost {
+            if let Err(cause) = proxy.admits(&live) {
+                live.control.stop(cause);
             }
-        });
+        }
+    });
+}
+
+/// A [`Config`] on its way.
+struct Loaded {
+    settings: Settings,
+    rules: Arc<Rules>,
+    sources: Arc<Sources>,
+    warnings: Problems,
+}
+
+impl From<Config> for Loaded {
+    fn from(config: Config) -> Self {
+        let Config { settings, rules, sources, warnings } = config;
+        Self { settings, rules: Arc::new(rules), sources: Arc::new(sources), warnings }
     }
 }
 
@@ -236,29 +300,13 @@ struct Faulty {
     count: usize,
     text: String,
     /// What was read: a change of these may mend it.
-    sources: Option<Sources>,
+    sources: Option<Arc<Sources>>,
 }
 
 impl From<Problems> for Faulty {
     fn from(problems: Problems) -> Self {
-        Self { count: problems.len(), text: problems.to_string(), sources: Some(problems.into_sources()) }
+        Self { count: problems.len(), text: problems.to_string(), sources: Some(Arc::new(problems.into_sources())) }
     }
-}
-
-/// Reads and compiles on a thread of its own: a million keys take a while, and so does a network mount.
-async fn load(path: &Path) -> Result<Config, Faulty> {
-    let (path, (done, loaded)) = (path.to_owned(), oneshot::channel());
-    let work = move || {
-        // Nobody waits any more when the process is about to end.
-        let _ = done.send(config::load(&path).map_err(Faulty::from));
-    };
-    let faulty = |text: String| Faulty { count: 1, text, sources: None };
-    // Where no thread can be had, the next look tries again.
-    std::thread::Builder::new()
-        .name("loader".into())
-        .spawn(work)
-        .map_err(|error| faulty(format!("cannot start a thread to read files: {error}")))?;
-    loaded.await.unwrap_or_else(|_| Err(faulty("the loader failed".into())))
 }
 
 fn differences(running: &Settings, wanted: &Settings) -> Vec<&'static str> {
