@@ -1,10 +1,9 @@
 //! Messages that are sent when they are due, whatever has or has not come back: latency at a load that is given.
 //!
-//! Messages are due at the moments of a Poisson process, as they are where many clients do not know of each other; each
-//! thread's process begins with its own fixed seed, so every proxy gets the same ones. Connections take turns. Latency
-//! counts from the moment at which a message was due, so that a proxy (or a client thread) that stalls pays for every
-//! message that had to wait. One thread waits in `epoll_wait` until the next message is due or one comes back, to the
-//! nanosecond: no timer wheel, no spinning that would take the CPU from the proxy.
+//! Messages are due in small bursts, one each millisecond and thread; threads are out of step with each other, connections
+//! take turns. Latency counts from the moment at which the burst was due, so that a proxy (or a client thread) that stalls
+//! pays for every message that had to wait. A thread waits in `epoll_wait` until its next burst is due or a message comes
+//! back, to the nanosecond: no timer wheel, no timer for each message, no spinning that takes the CPU from the proxy.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -21,6 +20,8 @@ use crate::client::{self, Target, fault};
 use crate::drive::{self, Plan, Run, Tally};
 use crate::frame;
 
+/// From one burst of a thread to the next.
+const BURSTS: Duration = Duration::from_millis(1);
 /// How long answers are waited for when nothing more is sent.
 const LAST_ANSWERS: Duration = Duration::from_millis(300);
 /// Wakes up to see whether the run is over.
@@ -36,7 +37,7 @@ pub(crate) fn run(plan: &Plan, target: &Target, size: usize, rate: f64) -> io::R
         let mut tally = Tally::new();
         let mut lateness = crate::histogram::Histogram::new();
         if let Err(error) = Client::open(&run, target, plan.share(thread), size)
-            .and_then(|client| client.work(&run, &mut tally, &mut lateness, Arrivals::new(plan, rate, thread)))
+            .and_then(|client| client.work(&run, &mut tally, &mut lateness, || Schedule::new(plan, rate, thread)))
         {
             run.error(&error);
         }
@@ -46,28 +47,32 @@ pub(crate) fn run(plan: &Plan, target: &Target, size: usize, rate: f64) -> io::R
     })
 }
 
-/// When messages are due.
-struct Arrivals {
-    state: u64,
-    /// Mean seconds from one message of this thread to the next.
-    mean: f64,
+/// When messages are due, and how many.
+struct Schedule {
+    next: Instant,
+    /// Messages of one burst, and the part of one that is left over for the next.
+    each: f64,
+    left: f64,
 }
 
-impl Arrivals {
+impl Schedule {
     fn new(plan: &Plan, rate: f64, thread: usize) -> Self {
-        let share = plan.share(thread) as f64 / plan.connections as f64;
-        Self { state: 0x9e37_79b9_7f4a_7c15 ^ (thread as u64 + 1), mean: 1.0 / (rate * share) }
+        let each = rate * BURSTS.as_secs_f64() * plan.share(thread) as f64 / plan.connections as f64;
+        let step = BURSTS * u32::try_from(thread).unwrap_or(0) / u32::try_from(plan.threads).unwrap_or(1);
+        Self { next: Instant::now() + step, each, left: 0.0 }
     }
 
-    /// From one to the next: exponentially distributed.
-    fn gap(&mut self) -> Duration {
-        // xorshift64*
-        self.state ^= self.state >> 12;
-        self.state ^= self.state << 25;
-        self.state ^= self.state >> 27;
-        let bits = self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11;
-        let uniform = (bits as f64 + 1.0) / (1u64 << 53) as f64;
-        Duration::from_secs_f64(-uniform.ln() * self.mean)
+    /// The next burst, if it is due: since when, and its messages.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number, rounded down")]
+    fn due(&mut self, now: Instant) -> Option<(Instant, usize)> {
+        let since = self.next;
+        if now < since {
+            return None;
+        }
+        self.next += BURSTS;
+        let messages = self.each + self.left;
+        self.left = messages.fract();
+        Some((since, messages as usize))
     }
 }
 
@@ -109,14 +114,14 @@ impl Client {
         run: &Run,
         tally: &mut Tally,
         lateness: &mut crate::histogram::Histogram,
-        mut arrivals: Arrivals,
+        schedule: impl FnOnce() -> Schedule,
     ) -> io::Result<()> {
         // Otherwise the kernel may wake us 50 us late, to save power.
         rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
         while !run.has_begun() {
             sleep(Duration::from_millis(1));
         }
-        let mut next = Instant::now();
+        let mut schedule = schedule();
         let mut turn = 0;
         let mut measured_from = None;
         while !run.is_over() {
@@ -124,15 +129,16 @@ impl Client {
             if measured_from.is_none() && run.is_measuring() {
                 measured_from = Some(now);
             }
-            while next <= now {
-                self.connections[turn].send(&self.sent, next)?;
-                if measured_from.is_some_and(|from| from <= next) {
-                    lateness.add(next.elapsed());
+            while let Some((since, messages)) = schedule.due(now) {
+                if measured_from.is_some_and(|from| from <= since) {
+                    lateness.add(since.elapsed());
                 }
-                turn = (turn + 1) % self.connections.len();
-                next += arrivals.gap();
+                for _ in 0..messages {
+                    self.connections[turn].send(&self.sent, since)?;
+                    turn = (turn + 1) % self.connections.len();
+                }
             }
-            let wait = next.saturating_duration_since(Instant::now()).min(LONGEST_WAIT);
+            let wait = schedule.next.saturating_duration_since(Instant::now()).min(LONGEST_WAIT);
             self.receive(wait, measured_from, tally)?;
         }
         let end = Instant::now();
