@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from proxies import KEY, TITLES, WRONG_KEY, Cast, Fault
+from proxies import HERE, KEY, TITLES, WRONG_KEY, Cast, Fault, output_of
 from table import Results, page
 
 TESTS = {
@@ -59,6 +59,12 @@ def debian():
         return next((line.split("=")[1].strip().strip('"') for line in file if line.startswith("PRETTY_NAME")), "")
 
 
+def source():
+    """What this tree is, and what it was built with, unless the binaries come from elsewhere."""
+    commit = output_of(["git", "-C", HERE, "describe", "--always", "--dirty"]).strip()
+    return f"commit {commit}, {output_of(['rustc', '--version']).strip()}"
+
+
 def busy_ticks():
     with open("/proc/stat") as file:
         ticks = [int(field) for field in file.readline().split()[1:8]]
@@ -91,7 +97,7 @@ class Measuring:
     def run(self, names, tests):
         versions = {name: self.cast.version(name) for name in names}
         self.write({"kind": "run", "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions,
-                    "rounds": self.options.rounds, "seconds": self.options.seconds, "connections_idle": self.idle,
+                    "source": source(), "rounds": self.options.rounds, "seconds": self.options.seconds, "connections_idle": self.idle,
                     "peer_logs": self.options.peer_logs, "tests": tests})
         proxies = [self.cast.proxy(name) for name in names]
         try:

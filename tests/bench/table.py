@@ -50,9 +50,12 @@ class Results:
 
     def ratios(self, test, field, of, to):
         """One for each round in which both took part: what slows the machine down for a while slows both."""
+        if field == "added_p99_us":
+            # A difference of two figures that vary, now and then below nothing: only the medians can be divided.
+            mine, theirs = self.median(test, of, field), self.median(test, to, field)
+            return [max(mine, 0) / theirs] if mine is not None and (theirs or 0) > 0 else []
         mine, theirs = self.values(test, of, field), self.values(test, to, field)
-        # What a proxy adds to a latency can come out below nothing, by chance.
-        return sorted(max(mine[at], 0) / theirs[at] for at in mine if theirs.get(at, 0) > 0)
+        return sorted(mine[at] / theirs[at] for at in mine if theirs.get(at, 0) > 0)
 
 
 def number(value, decimals):
@@ -157,7 +160,7 @@ def provenance(results):
     errors = sum(row.get("errors", 0) for row in results.rows)
     lines = [
         f"{run.get('date')}; {run.get('machine')}.",
-        f"{versions}. Access logs of peers: {logs}; wsbouncer's log is on.",
+        f"{versions}; tree: {run.get('source', 'unknown')}. Access logs of peers: {logs}; wsbouncer's log is on.",
         f"Medians of {run.get('rounds')} interleaved rounds of {run.get('seconds')} s each; ratios are medians of the rounds' "
         f"own ratios, with the smallest and the largest. {run.get('connections_idle'):,} idle tunnels. Errors: {errors}.",
     ]
