@@ -9,7 +9,7 @@ use std::process::Command;
 
 use wsbouncer::denial::Reason;
 
-const DOCUMENTS: [&str; 3] = ["README.md", "CHANGELOG.md", "docs/refusals.md"];
+const DOCUMENTS: [&str; 4] = ["README.md", "CHANGELOG.md", "docs/performance.md", "docs/refusals.md"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
