@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpStream};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Method;
@@ -42,16 +44,43 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    pub async fn relay(&mut self, proxy: &Proxy) {
+    fn poll(&mut self, cx: &mut Context<'_>, proxy: &Proxy) -> Poll<()> {
         let live = self.seat.live();
-        let end = self.relay.run(&live.control).await;
+        let end = ready!(self.relay.poll(cx, &live.control));
         proxy.metrics.closed(live, end.cause);
         log::closed(live, end);
+        Poll::Ready(())
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "nearly all of its life is the large one")]
+/// A connection from its first byte to its last. What the handshake needs is on the heap, so that it is gone when the
+/// tunnel stands. Written out, because an `async` block would keep a place for each part of its life.
+pub enum Life {
+    Arriving(Pin<Box<dyn Future<Output = Option<Tunnel>> + Send>>),
+    Relaying(Tunnel),
+}
+
+impl Life {
+    pub fn begin(stream: TcpStream, address: SocketAddr, proxy: &Arc<Proxy>) -> Self {
+        Self::Arriving(Box::pin(arrive(stream, address, proxy.clone())))
+    }
+
+    pub fn poll(&mut self, cx: &mut Context<'_>, proxy: &Proxy) -> Poll<()> {
+        loop {
+            match self {
+                Self::Arriving(arriving) => match ready!(arriving.as_mut().poll(cx)) {
+                    Some(tunnel) => *self = Self::Relaying(tunnel),
+                    None => return Poll::Ready(()),
+                },
+                Self::Relaying(tunnel) => return tunnel.poll(cx, proxy),
+            }
+        }
     }
 }
 
 /// From an accepted socket to a tunnel, or to a refusal that was read.
-pub async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Tunnel> {
+async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Tunnel> {
     let peer = Peer::new(address);
     let from = peer.address.ip();
     let mut client = Socket::new(stream, from);

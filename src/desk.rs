@@ -1,12 +1,13 @@
 //! Where a connection is served: by the worker that accepted it, or by one that has less to do.
 
+use std::future::poll_fn;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::connection;
+use crate::connection::Life;
 use crate::limit::Room;
 use crate::proxy::Proxy;
 
@@ -86,16 +87,9 @@ impl Arrival {
     /// Starts the connection's task on the worker that this is called on.
     pub fn begin(self) {
         let Self { stream, address, place } = self;
-        // What the handshake needs is on the heap, so that it is gone when the tunnel stands: the task is as large as the
-        // largest thing that it holds across a wait, for as long as it lives.
-        let arriving = Box::pin(connection::arrive(stream, address, place.0.proxy.clone()));
+        let mut life = Life::begin(stream, address, &place.0.proxy);
         #[expect(clippy::disallowed_methods, reason = "counted by its place, which drains wait for")]
-        tokio::spawn(async move {
-            if let Some(mut tunnel) = arriving.await {
-                tunnel.relay(&place.0.proxy).await;
-            }
-            drop(place);
-        });
+        tokio::spawn(poll_fn(move |cx| life.poll(cx, &place.0.proxy)));
     }
 }
 

@@ -1,11 +1,12 @@
 //! The life of a request. Every step is a line in `Proxy::open`; the order is the security of this program.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Instant as StdInstant;
 
 use arc_swap::ArcSwap;
 use http::header::HOST;
 use http::request::Parts;
+use tokio::time::Instant;
 
 use crate::admit::{Door, admit};
 use crate::answer::Answer;
@@ -135,11 +136,11 @@ impl Proxy {
         caller: &Caller,
     ) -> Result<Principal, Denial> {
         if credential.is_some() {
-            self.counts.may_attempt(caller.address, Instant::now())?;
+            self.counts.may_attempt(caller.address, StdInstant::now())?;
         }
         let verified = verify(&route.verifier, credential, &rules.keys, UnixTime::now());
         if credential.is_some() && verified.is_err() {
-            self.counts.failed(caller.address, Instant::now());
+            self.counts.failed(caller.address, StdInstant::now());
         }
         verified
     }
@@ -188,7 +189,7 @@ fn bounds(route: &Route) -> Bounds {
     let cut = f64::from(byte) / 255.0 / 10.0;
     Bounds {
         idle: route.timeouts.idle,
-        max_lifetime: route.timeouts.max_lifetime.map(|lifetime| lifetime.mul_f64(1.0 - cut)),
+        until: route.timeouts.max_lifetime.map(|lifetime| Instant::now() + lifetime.mul_f64(1.0 - cut)),
         half_close: route.timeouts.half_close,
     }
 }

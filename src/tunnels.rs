@@ -30,6 +30,7 @@ pub struct Tunnels {
 /// One tunnel, as others see it.
 #[derive(Debug)]
 pub struct Live {
+    number: u64,
     pub id: Box<str>,
     pub route: Arc<str>,
     pub upstream: Arc<str>,
@@ -60,7 +61,6 @@ pub struct Applicant {
 /// A place on the list. Whoever holds one was admitted, and is ended with everybody else.
 #[derive(Debug)]
 pub struct Seat {
-    number: u64,
     live: Arc<Live>,
     tunnels: Arc<Tunnels>,
     _permit: Permit,
@@ -91,7 +91,9 @@ impl Tunnels {
     /// 503 `draining`.
     pub fn seat(self: &Arc<Self>, admission: Admission, applicant: Applicant) -> Result<Claim, Denial> {
         let (principal, route, permit) = admission.into_parts();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let live = Arc::new(Live {
+            number,
             id: applicant.id,
             route,
             upstream: applicant.upstream,
@@ -102,7 +104,6 @@ impl Tunnels {
             opened: OnceLock::new(),
             closed: AtomicBool::new(false),
         });
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut all = self.lock();
         // Looked at under the lock, so that a drain that comes later sees this seat.
         if self.draining.load(Ordering::SeqCst) {
@@ -110,7 +111,7 @@ impl Tunnels {
         }
         all.insert(number, live.clone());
         drop(all);
-        Ok(Claim(Seat { number, live, tunnels: self.clone(), _permit: permit }))
+        Ok(Claim(Seat { live, tunnels: self.clone(), _permit: permit }))
     }
 
     /// All tunnels that stand or are about to.
@@ -233,7 +234,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut all = self.tunnels.lock();
-        all.remove(&self.number);
+        all.remove(&self.live.number);
         // Capacity that a rush left behind is given back.
         if all.capacity() > 1024 && all.len() < all.capacity() / 4 {
             all.shrink_to_fit();

@@ -20,18 +20,16 @@ const CLOSE_WAIT: Duration = Duration::from_millis(800);
 
 /// The end of a tunnel that does not end by itself: a Close to each side at a frame boundary, then a short wait for the
 /// answers. What the sides send meanwhile is read, so that nothing unread turns the close into a reset, and goes nowhere.
-pub(super) struct Closing<'c, D, U> {
-    client: &'c mut D,
-    upstream: &'c mut U,
-    up: Farewell<'c>,
-    down: Farewell<'c>,
+pub(super) struct Closing {
+    pub(super) cause: Cause,
+    up: Farewell,
+    down: Farewell,
     pub(super) boundary_by: Instant,
     over_by: Instant,
 }
 
 /// What is left to do in one direction: the frame that is under way, and the Close after it.
-struct Farewell<'c> {
-    half: &'c mut Half,
+struct Farewell {
     close: Option<Vec<u8>>,
     /// The Close stands in its place, if it is not written yet.
     inserted: bool,
@@ -39,51 +37,39 @@ struct Farewell<'c> {
     heard: bool,
 }
 
-impl<'c, D, U> Closing<'c, D, U>
-where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
-{
-    pub(super) fn new(
-        (client, upstream): (&'c mut D, &'c mut U),
-        (up, down): (&'c mut Half, &'c mut Half),
-        cause: Cause,
-        lost: Option<Side>,
-    ) -> Self {
+impl Closing {
+    pub(super) fn new((up, down): (&mut Half, &mut Half), cause: Cause, lost: Option<Side>) -> Self {
         let now = Instant::now();
+        let (client_gone, upstream_gone) = (lost == Some(Side::Client), lost == Some(Side::Upstream));
         let to_client = frame::close(cause.close_code(), cause.word(), None);
         let to_upstream = frame::close(1001, cause.word(), Some(random::bytes()));
-        let farewell = |half: &'c mut Half, close, gone: bool, source_gone: bool| {
-            if gone {
-                half.kept = Kept::default();
-            }
-            let possible =
-                !gone && !half.writer_gone && !half.ended && !half.follower.is_lost() && !half.follower.saw_close();
-            let heard = source_gone || half.ended || half.follower.saw_close();
-            Farewell { close: possible.then_some(close), inserted: false, heard, half }
-        };
-        let (client_gone, upstream_gone) = (lost == Some(Side::Client), lost == Some(Side::Upstream));
-        let mut closing = Self {
-            client,
-            upstream,
-            up: farewell(up, to_upstream, upstream_gone, client_gone),
-            down: farewell(down, to_client, client_gone, upstream_gone),
+        Self {
+            cause,
+            up: Farewell::new(up, to_upstream, upstream_gone, client_gone),
+            down: Farewell::new(down, to_client, client_gone, upstream_gone),
             boundary_by: now + BOUNDARY_WAIT,
             over_by: now + CLOSE_WAIT,
-        };
-        closing.up.insert_if_between();
-        closing.down.insert_if_between();
-        closing
+        }
     }
 
-    /// Whether the client was sent a Close of ours.
-    pub(super) fn told_client(&self) -> bool {
-        self.down.inserted
+    /// The code that the client was told.
+    pub(super) fn code(&self) -> Option<u16> {
+        self.down.inserted.then(|| self.cause.close_code())
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
-        let up = self.up.poll(cx, self.client, self.upstream);
-        let down = self.down.poll(cx, self.upstream, self.client);
+    pub(super) fn poll<D, U>(
+        &mut self,
+        cx: &mut Context<'_>,
+        (client, upstream): (&mut D, &mut U),
+        (up, down): (&mut Half, &mut Half),
+        mut timer: Pin<&mut Sleep>,
+    ) -> Poll<()>
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
+        let up = self.up.poll(cx, up, client, upstream);
+        let down = self.down.poll(cx, down, upstream, client);
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(());
         }
@@ -99,23 +85,35 @@ where
     }
 }
 
-impl Farewell<'_> {
-    fn insert_if_between(&mut self) {
-        if self.half.follower.is_between()
+impl Farewell {
+    fn new(half: &mut Half, close: Vec<u8>, gone: bool, source_gone: bool) -> Self {
+        if gone {
+            half.kept = Kept::default();
+        }
+        let possible =
+            !gone && !half.writer_gone && !half.ended && !half.follower.is_lost() && !half.follower.saw_close();
+        let heard = source_gone || half.ended || half.follower.saw_close();
+        let mut farewell = Self { close: possible.then_some(close), inserted: false, heard };
+        farewell.insert_if_between(half);
+        farewell
+    }
+
+    fn insert_if_between(&mut self, half: &mut Half) {
+        if half.follower.is_between()
             && let Some(close) = self.close.take()
         {
-            self.half.kept.keep(&close);
+            half.kept.keep(&close);
             self.inserted = true;
         }
     }
 
     /// Ready when the writer has everything and the reader was heard.
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<()>
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, half: &mut Half, reader: &mut R, writer: &mut W) -> Poll<()>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let mut written = self.half.kept.poll_write(cx, writer);
+        let mut written = half.kept.poll_write(cx, writer);
         for _ in 0..TURNS {
             if self.heard {
                 return written.map(|_| ());
@@ -126,12 +124,12 @@ impl Farewell<'_> {
             let read = BUFFER.with_borrow_mut(|buffer| {
                 let mut buffer = ReadBuf::new(buffer);
                 let read = Pin::new(&mut *reader).poll_read(cx, &mut buffer);
-                self.take(buffer.filled());
+                self.take(half, buffer.filled());
                 read.map(|result| result.is_ok() && !buffer.filled().is_empty())
             });
-            written = self.half.kept.poll_write(cx, writer);
+            written = half.kept.poll_write(cx, writer);
             match read {
-                Poll::Ready(true) => self.heard = self.close.is_none() && self.half.follower.saw_close(),
+                Poll::Ready(true) => self.heard = self.close.is_none() && half.follower.saw_close(),
                 Poll::Ready(false) => self.heard = true,
                 Poll::Pending => return Poll::Pending,
             }
@@ -141,18 +139,18 @@ impl Farewell<'_> {
     }
 
     /// Passes on what belongs to the frame under way; the rest is only looked at, for the answer to our Close.
-    fn take(&mut self, bytes: &[u8]) {
+    fn take(&mut self, half: &mut Half, bytes: &[u8]) {
         let mut rest = bytes;
         if self.close.is_some() {
-            let used = self.half.follower.follow_to_end_of_frame(bytes);
-            self.half.kept.keep(&bytes[..used]);
-            self.half.bytes += used as u64;
+            let used = half.follower.follow_to_end_of_frame(bytes);
+            half.kept.keep(&bytes[..used]);
+            half.bytes += used as u64;
             rest = &bytes[used..];
-            if self.half.follower.is_lost() || self.half.follower.saw_close() {
+            if half.follower.is_lost() || half.follower.saw_close() {
                 self.close = None;
             }
-            self.insert_if_between();
+            self.insert_if_between(half);
         }
-        self.half.follower.follow(rest);
+        half.follower.follow(rest);
     }
 }

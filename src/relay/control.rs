@@ -23,7 +23,7 @@ impl Control {
     pub fn new(expires_at: Option<UnixTime>) -> Self {
         Self {
             stop: AtomicU8::new(0),
-            expires_at: AtomicI64::new(date(expires_at)),
+            expires_at: AtomicI64::new(ExpiryDate::of(expires_at).0),
             waker: Mutex::new(None),
             up_bytes: AtomicU64::new(0),
             down_bytes: AtomicU64::new(0),
@@ -45,13 +45,18 @@ impl Control {
 
     /// Moves the date at which the tunnel's right ends.
     pub fn expire_at(&self, when: Option<UnixTime>) {
-        if self.expires_at.swap(date(when), SeqCst) != date(when) {
+        let date = ExpiryDate::of(when).0;
+        if self.expires_at.swap(date, SeqCst) != date {
             self.wake();
         }
     }
 
     pub fn expires_at(&self) -> Option<UnixTime> {
-        Some(self.expires_at.load(SeqCst)).filter(|date| *date != i64::MAX).map(UnixTime)
+        self.expiry().date()
+    }
+
+    pub(super) fn expiry(&self) -> ExpiryDate {
+        ExpiryDate(self.expires_at.load(SeqCst))
     }
 
     /// Whom an order wakes. It has to be left here before the orders are looked at.
@@ -66,6 +71,18 @@ impl Control {
     }
 }
 
-fn date(when: Option<UnixTime>) -> i64 {
-    when.map_or(i64::MAX, |when| when.0)
+/// A date, or never, in eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ExpiryDate(i64);
+
+impl ExpiryDate {
+    pub(super) const NEVER: Self = Self(i64::MAX);
+
+    fn of(when: Option<UnixTime>) -> Self {
+        when.map_or(Self::NEVER, |when| Self(when.0))
+    }
+
+    pub(super) fn date(self) -> Option<UnixTime> {
+        (self != Self::NEVER).then_some(UnixTime(self.0))
+    }
 }

@@ -8,8 +8,8 @@ mod closing;
 mod control;
 mod half;
 
-use std::future::{Future as _, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future as _;
+use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::closing::Closing;
 pub use self::control::Control;
+use self::control::ExpiryDate;
 use self::half::{Broken, Half, Side};
 use crate::clock::UnixTime;
 use crate::end::{Cause, End};
@@ -31,7 +32,8 @@ const CLOCK_CHECK: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Bounds {
     pub idle: Option<Duration>,
-    pub max_lifetime: Option<Duration>,
+    /// When its lifetime is over.
+    pub until: Option<Instant>,
     pub half_close: Duration,
 }
 
@@ -50,7 +52,6 @@ pub struct Relay<D, U> {
     up: Half,
     down: Half,
     bounds: Bounds,
-    started: Instant,
     /// When bytes last moved, in either direction.
     active: Instant,
     /// Who ended the conversation, as soon as one side has.
@@ -60,7 +61,10 @@ pub struct Relay<D, U> {
     /// The control knows whom to wake.
     is_heard: bool,
     /// The date that the timer was set by.
-    expires_at: Option<UnixTime>,
+    expires_at: ExpiryDate,
+    timer: Pin<Box<Sleep>>,
+    /// How it ends, once it does not end by itself.
+    closing: Option<Box<Closing>>,
 }
 
 impl<D, U> Relay<D, U>
@@ -76,53 +80,46 @@ where
             up: Half::new(Follower::from_client(start.extensions), &start.from_client),
             down: Half::new(Follower::from_upstream(start.extensions), &start.from_upstream),
             bounds,
-            started: now,
             active: now,
             first: None,
             told_client: false,
             is_heard: false,
-            expires_at: None,
+            expires_at: ExpiryDate::NEVER,
+            timer: Box::pin(sleep_until(now)),
+            closing: None,
         }
     }
 
     /// Relays until both directions have ended, a bound is reached, or `control` says stop; then closes both streams. Has
-    /// to be polled by one task from beginning to end.
-    pub async fn run(&mut self, control: &Control) -> End {
-        self.expires_at = control.expires_at();
-        let mut timer = pin!(sleep_until(self.next_bound().0));
-        let ended = poll_fn(|cx| self.poll(cx, control, timer.as_mut())).await;
-        let Some((cause, lost)) = ended else { return self.end(control) };
-        let cause = self.cause_of(cause);
-        let told = {
-            // On the heap: it is needed once, and its place would be kept free for as long as the tunnel lives.
-            let sides = (&mut self.client, &mut self.upstream);
-            let mut closing = Box::new(Closing::new(sides, (&mut self.up, &mut self.down), cause, lost));
-            timer.as_mut().reset(closing.boundary_by);
-            poll_fn(|cx| closing.poll(cx, timer.as_mut())).await;
-            closing.told_client()
-        };
+    /// to be polled by one task from beginning to end, and not after that.
+    pub fn poll(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<End> {
+        if self.closing.is_none() {
+            let Some((cause, lost)) = ready!(self.poll_relay(cx, control)) else {
+                return Poll::Ready(self.end(control));
+            };
+            let cause = self.cause_of(cause);
+            let closing = Closing::new((&mut self.up, &mut self.down), cause, lost);
+            self.timer.as_mut().reset(closing.boundary_by);
+            self.closing = Some(Box::new(closing));
+        }
+        let (sides, halves) = ((&mut self.client, &mut self.upstream), (&mut self.up, &mut self.down));
+        let Some(closing) = &mut self.closing else { return Poll::Pending };
+        ready!(closing.poll(cx, sides, halves, self.timer.as_mut()));
+        let end = End { cause: closing.cause, code: closing.code() };
         // Best effort: whoever still listens learns of the end by this or by the close that follows.
-        poll_fn(|cx| {
-            let _ = Pin::new(&mut self.client).poll_shutdown(cx);
-            let _ = Pin::new(&mut self.upstream).poll_shutdown(cx);
-            Poll::Ready(())
-        })
-        .await;
+        let _ = Pin::new(&mut self.client).poll_shutdown(cx);
+        let _ = Pin::new(&mut self.upstream).poll_shutdown(cx);
         self.publish(control);
-        End { cause, code: told.then(|| cause.close_code()) }
+        Poll::Ready(end)
     }
 
     /// `None`: both directions came to their own end. Else why the tunnel is to be closed, and which side is gone already.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        control: &Control,
-        mut timer: Pin<&mut Sleep>,
-    ) -> Poll<Option<(Cause, Option<Side>)>> {
+    fn poll_relay(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<Option<(Cause, Option<Side>)>> {
         if !self.is_heard {
             // Before the orders are looked at, so that none comes in between.
             control.wake_by(cx.waker());
             self.is_heard = true;
+            self.set_timer(control);
         }
         if let Some(cause) = control.stopped() {
             return Poll::Ready(Some((cause, None)));
@@ -145,16 +142,15 @@ where
         if self.is_over() {
             return Poll::Ready(None);
         }
-        if self.is_ending() != was_ending || control.expires_at() != self.expires_at {
-            self.expires_at = control.expires_at();
-            timer.as_mut().reset(self.next_bound().0);
+        if self.is_ending() != was_ending || control.expiry() != self.expires_at {
+            self.set_timer(control);
         }
-        while timer.as_mut().poll(cx).is_ready() {
+        while self.timer.as_mut().poll(cx).is_ready() {
             let (next, cause) = self.next_bound();
             if next <= Instant::now() {
                 return Poll::Ready(Some((cause, None)));
             }
-            timer.as_mut().reset(next);
+            self.timer.as_mut().reset(next);
         }
         Poll::Pending
     }
@@ -197,6 +193,12 @@ where
         let both_closed = self.up.follower.saw_close() && self.down.follower.saw_close();
         let ended = self.up.ended && self.down.ended || both_closed && (self.up.ended || self.down.ended);
         ended && self.up.kept.is_empty() && self.down.kept.is_empty()
+    }
+
+    fn set_timer(&mut self, control: &Control) {
+        self.expires_at = control.expiry();
+        let (next, _) = self.next_bound();
+        self.timer.as_mut().reset(next);
     }
 
     /// Only this task writes these counters; others read them when they like.
@@ -252,7 +254,7 @@ where
     }
 
     fn next_bound(&self) -> (Instant, Cause) {
-        let far = self.started + Duration::from_secs(100 * 365 * 24 * 60 * 60);
+        let far = self.active + Duration::from_secs(100 * 365 * 24 * 60 * 60);
         let mut next = (far, Cause::IdleTimeout);
         let mut at_latest = |when: Instant, cause| {
             if when < next.0 {
@@ -265,10 +267,10 @@ where
         if self.is_ending() {
             at_latest(self.active + self.bounds.half_close, Cause::HalfCloseTimeout);
         }
-        if let Some(lifetime) = self.bounds.max_lifetime {
-            at_latest(self.started + lifetime, Cause::MaxLifetime);
+        if let Some(until) = self.bounds.until {
+            at_latest(until, Cause::MaxLifetime);
         }
-        if let Some(expires_at) = self.expires_at {
+        if let Some(expires_at) = self.expires_at.date() {
             let left = expires_at.0.saturating_sub(UnixTime::now().0);
             let left = Duration::from_secs(u64::try_from(left).unwrap_or(0)).min(CLOCK_CHECK);
             at_latest(Instant::now() + left, Cause::Expired);
