@@ -174,7 +174,8 @@ async fn linger(mut client: Socket) {
     }
     let _ = timeout(LINGER, async {
         let mut left = LINGER_BYTES;
-        let mut buffer = [0; 1024];
+        // Not in the future itself, which all connections have a place for.
+        let mut buffer = vec![0; 1024];
         while left > 0 {
             match client.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,

@@ -33,24 +33,24 @@ pub enum Outcome {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
-    route: String,
+    route: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteOutcome {
-    route: String,
+    route: Arc<str>,
     outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteReason {
-    route: String,
+    route: Arc<str>,
     reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteCause {
-    route: String,
+    route: Arc<str>,
     cause: &'static str,
 }
 
@@ -138,29 +138,29 @@ impl Metrics {
         all.register("build_info", "The version of this process", build);
     }
 
-    pub fn answered(&self, route: &str, outcome: Outcome, took: Duration) {
+    pub fn answered(&self, route: &Arc<str>, outcome: Outcome, took: Duration) {
         let outcome = match outcome {
             Outcome::Opened => "opened",
             Outcome::Refused => "refused",
             Outcome::PassedThrough => "passed_through",
         };
-        self.requests.get_or_create(&RouteOutcome { route: route.into(), outcome }).inc();
-        self.handshake.get_or_create(&Route { route: route.into() }).observe(took.as_secs_f64());
+        self.requests.get_or_create(&RouteOutcome { route: route.clone(), outcome }).inc();
+        self.handshake.get_or_create(&Route { route: route.clone() }).observe(took.as_secs_f64());
     }
 
-    pub fn refused(&self, route: &str, reason: Reason) {
-        self.refusals.get_or_create(&RouteReason { route: route.into(), reason: reason.word() }).inc();
+    pub fn refused(&self, route: &Arc<str>, reason: Reason) {
+        self.refusals.get_or_create(&RouteReason { route: route.clone(), reason: reason.word() }).inc();
     }
 
     pub fn opened(&self, live: &Live) {
-        let label = Route { route: String::from(&*live.route) };
+        let label = Route { route: live.route.clone() };
         self.opened.get_or_create(&label).inc();
         self.open.get_or_create(&label).inc();
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner).entry(live.route.clone()).or_default();
     }
 
     pub fn closed(&self, live: &Live, cause: Cause) {
-        let route = String::from(&*live.route);
+        let route = live.route.clone();
         self.open.get_or_create(&Route { route: route.clone() }).dec();
         self.closed.get_or_create(&RouteCause { route, cause: cause.word() }).inc();
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
@@ -154,8 +154,9 @@ impl Entry {
         }
     }
 
-    pub fn route_label(&self) -> &str {
-        self.route.as_deref().unwrap_or("none")
+    pub fn route_label(&self) -> &Arc<str> {
+        static NONE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
+        self.route.as_ref().unwrap_or(&NONE)
     }
 
     pub fn refused(&self, denial: &Denial) {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -332,12 +332,14 @@ impl Watch {
         let nudge = Arc::new(Notify::new());
         let wake = nudge.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading is an event too.
-            let is_reading = event.is_ok_and(|event| match event.kind {
+            // Our own reading is an event too, and so is each line of a log that lies beside the file. A file that is
+            // edited in its place is closed in the end, and one that is never closed is found by polling.
+            let is_noise = event.is_ok_and(|event| match event.kind {
                 EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),
+                EventKind::Modify(ModifyKind::Data(_)) => true,
                 _ => false,
             });
-            if !is_reading {
+            if !is_noise {
                 wake.notify_one();
             }
         });

@@ -168,7 +168,7 @@ fn key(id: &str) -> Key {
 fn keys(count: u32) -> Keys {
     let mut keys = Keys::default();
     for at in 0..count {
-        keys.add(key("any"), &[(digest(at), None)]).unwrap();
+        keys.add(&key("any"), &[(digest(at), None)]).unwrap();
     }
     keys
 }
@@ -192,7 +192,7 @@ fn find_key((keys, wanted): (&'static Keys, Vec<Digest>)) -> (Vec<Digest>, usize
 
 fn verify_setup() -> (Verifier, Credential, Keys) {
     let mut keys = keys(10);
-    keys.add(key("mine"), &[(Digest::of(KEY.as_bytes()), None)]).unwrap();
+    keys.add(&key("mine"), &[(Digest::of(KEY.as_bytes()), None)]).unwrap();
     let (places, mut parts, mut offered) = header_setup();
     let credential = take(&places, &mut parts, &mut offered, true).unwrap().unwrap();
     (Verifier::ApiKey(places), credential, keys)
