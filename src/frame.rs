@@ -108,6 +108,13 @@ impl Follower {
                 }
                 used
             }
+            // Nearly always: the whole header at once.
+            State::Header { have: 0, .. } if input.len() >= MAX_HEADER => {
+                let mut header = [0; MAX_HEADER];
+                header.copy_from_slice(&input[..MAX_HEADER]);
+                self.state = self.begin(&header);
+                header_length(header[1])
+            }
             State::Header { bytes, have } => {
                 let mut used = 0;
                 while let Some(&byte) = input.get(used) {
