@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
 use crate::tunnels::Tunnels;
-use crate::worker::Workers;
+use crate::worker::{self, Workers};
 
 /// A proxy whose addresses are bound.
 pub struct Server {
@@ -33,8 +33,9 @@ pub struct Server {
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// Descriptors that are kept for files, the admin listener and what else is not a tunnel.
+/// Descriptors that are kept for files, the admin listener and what else is not a tunnel; and for each worker.
 const RESERVED: u64 = 24;
+const RESERVED_BY_WORKER: u64 = 8;
 
 impl Server {
     /// Binds every address. `path` is watched for changes from [`Server::run`] on.
@@ -169,7 +170,8 @@ fn room_for_connections() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
-    let room = descriptors.saturating_sub(RESERVED + descriptors / 64) / 2;
+    let workers = u64::try_from(worker::count()).unwrap_or(1);
+    let room = descriptors.saturating_sub(RESERVED + workers * RESERVED_BY_WORKER + descriptors / 64) / 2;
     usize::try_from(room).unwrap_or(usize::MAX).max(1)
 }
 

@@ -37,13 +37,18 @@ enum Stage {
     Stop,
 }
 
+/// As many as there are cores to run on; a container's limit counts.
+pub fn count() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Workers {
-    /// Starts as many as there are cores to run on. Each accepts on all of these listeners.
+    /// Starts them. Each accepts on all of these listeners.
     ///
     /// # Errors
     /// When a thread or its runtime cannot be had.
     pub fn start(listeners: &[TcpListener], proxy: &Arc<Proxy>) -> io::Result<Self> {
-        let count = thread::available_parallelism().map_or(1, usize::from);
+        let count = count();
         let (stage, told) = watch::channel(Stage::Serve);
         let (door, accepting) = mpsc::channel(1);
         let (sign, ended) = mpsc::channel(1);
@@ -51,9 +56,8 @@ impl Workers {
         for (index, (desks, arrivals)) in desks(count, proxy).into_iter().enumerate() {
             let listeners = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
             let (told, door, sign) = (told.clone(), door.clone(), Sign(sign.clone()));
-            let runtime = Builder::new_current_thread().enable_all().on_thread_park(log::flush).build()?;
+            let runtime = Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                log::keep_lines_together();
                 runtime.block_on(work(listeners, Arc::new(desks), arrivals, told, door));
                 // Whatever still looks up a name at this point is not waited for.
                 runtime.shutdown_background();
@@ -102,6 +106,8 @@ async fn work(
     mut told: watch::Receiver<Stage>,
     door: mpsc::Sender<Infallible>,
 ) {
+    let mut scribe = JoinSet::new();
+    scribe.spawn(log::keep_lines_together());
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let (desks, door) = (desks.clone(), door.clone());

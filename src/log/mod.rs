@@ -4,6 +4,7 @@
 mod line;
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::denial::Denial;
@@ -36,10 +38,11 @@ pub fn init(json: bool, level: tracing::Level) {
 /// Whether events are JSON, and with them all that is written.
 static JSON: AtomicBool = AtomicBool::new(false);
 
-/// Lines that a worker has written since it last had nothing to do. Together they cost one system call.
+/// Lines that a worker has written in this turn of its loop. Together they cost one system call.
 struct Waiting {
     bytes: Vec<u8>,
     since: Instant,
+    first: Arc<Notify>,
 }
 
 thread_local! {
@@ -50,9 +53,18 @@ thread_local! {
 const MOST_WAITING: usize = 16 * 1024;
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// From here on this thread keeps its lines until it calls [`flush`].
-pub fn keep_lines_together() {
-    WAITING.set(Some(Waiting { bytes: Vec::with_capacity(MOST_WAITING), since: Instant::now() }));
+/// From here on this thread keeps its lines until the task that is handed back has its turn, which is after all that were
+/// ready when the first of them was written.
+pub fn keep_lines_together() -> impl Future<Output = Infallible> {
+    let first = Arc::new(Notify::new());
+    let waiting = Waiting { bytes: Vec::with_capacity(MOST_WAITING), since: Instant::now(), first: first.clone() };
+    WAITING.set(Some(waiting));
+    async move {
+        loop {
+            first.notified().await;
+            flush();
+        }
+    }
 }
 
 /// Writes what waits.
@@ -82,6 +94,7 @@ impl io::Write for Lines {
             let Some(waiting) = waiting else { return io::stderr().lock().write(line) };
             if waiting.bytes.is_empty() {
                 waiting.since = Instant::now();
+                waiting.first.notify_one();
             }
             waiting.bytes.extend_from_slice(line);
             if waiting.bytes.len() >= MOST_WAITING || waiting.since.elapsed() > LONGEST_WAIT {
