@@ -1,4 +1,4 @@
-//! An accept loop that never gives up. Every worker has one for each address, and all of them take from one queue.
+//! An accept loop that never gives up. Every worker has one for each address, with a socket of its own.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -26,7 +26,8 @@ use crate::worker::{self, Workers};
 /// A proxy whose addresses are bound.
 pub struct Server {
     proxy: Arc<Proxy>,
-    listeners: Vec<net::TcpListener>,
+    /// For each address as many sockets as there are workers.
+    listeners: Vec<Vec<net::TcpListener>>,
     admin: Option<TcpListener>,
     reloader: Reloader,
 }
@@ -44,7 +45,7 @@ impl Server {
     /// The address that cannot be bound, and why.
     pub fn bind(path: PathBuf, config: Config) -> io::Result<Self> {
         let settings = config.settings.clone();
-        let listeners = settings.listen.iter().map(|address| bind(*address, "listen")).collect::<Result<_, _>>()?;
+        let listeners = settings.listen.iter().map(|address| bind_shared(*address)).collect::<Result<_, _>>()?;
         let admin = settings.admin.map(|address| bind(address, "admin").and_then(TcpListener::from_std)).transpose()?;
         let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::with_room(room_for_connections())));
         counts.set_limits(config.rules.limits);
@@ -61,7 +62,7 @@ impl Server {
 
     /// The bound addresses, with the ports that the system chose.
     pub fn listen_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        self.listeners.iter().filter_map(|shared| shared.first()?.local_addr().ok()).collect()
     }
 
     pub fn admin_address(&self) -> Option<SocketAddr> {
@@ -77,8 +78,7 @@ impl Server {
         self.announce();
         let Self { proxy, listeners, admin, reloader } = self;
         let mut background = JoinSet::new();
-        let mut workers = Workers::start(&listeners, &proxy)?;
-        drop(listeners);
+        let mut workers = Workers::start(listeners, &proxy)?;
         if let Some(listener) = admin {
             let admin = Admin::new(proxy.clone(), &reloader);
             background.spawn(admin.serve(listener));
@@ -146,22 +146,36 @@ async fn end_all(proxy: &Proxy) {
     let _ = timeout(Duration::from_secs(1), proxy.tunnels.empty()).await;
 }
 
+/// A socket for each worker on one address: the kernel gives each connection to one of them, and wakes nobody else.
+fn bind_shared(address: SocketAddr) -> io::Result<Vec<net::TcpListener>> {
+    // Alone first: sockets that share an address do so with those of any other process of the same user, too.
+    let alone = bind(address, "listen")?;
+    let address = alone.local_addr()?;
+    drop(alone);
+    (0..worker::count()).map(|_| open(address, true).map_err(|error| cannot_bind(&error, "listen", address))).collect()
+}
+
 fn bind(address: SocketAddr, what: &str) -> io::Result<net::TcpListener> {
-    let explain = |error: io::Error| io::Error::new(error.kind(), format!("{what}: cannot bind {address}: {error}"));
-    let try_bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        // Accepted sockets inherit it.
-        socket.set_tcp_nodelay(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    try_bind().map_err(explain)
+    open(address, false).map_err(|error| cannot_bind(&error, what, address))
+}
+
+fn cannot_bind(error: &io::Error, what: &str, address: SocketAddr) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: cannot bind {address}: {error}"))
+}
+
+fn open(address: SocketAddr, is_shared: bool) -> io::Result<net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(is_shared)?;
+    socket.set_nonblocking(true)?;
+    // Accepted sockets inherit it.
+    socket.set_tcp_nodelay(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Raises the limit of descriptors as far as it goes, and says for how many connections that is enough: two each.

@@ -43,18 +43,18 @@ pub fn count() -> usize {
 }
 
 impl Workers {
-    /// Starts them. Each accepts on all of these listeners.
+    /// Starts them. Each accepts on one socket of each address.
     ///
     /// # Errors
     /// When a thread or its runtime cannot be had.
-    pub fn start(listeners: &[TcpListener], proxy: &Arc<Proxy>) -> io::Result<Self> {
+    pub fn start(mut listeners: Vec<Vec<TcpListener>>, proxy: &Arc<Proxy>) -> io::Result<Self> {
         let count = count();
         let (stage, told) = watch::channel(Stage::Serve);
         let (door, accepting) = mpsc::channel(1);
         let (sign, ended) = mpsc::channel(1);
         let mut threads = Vec::with_capacity(count);
         for (index, (desks, arrivals)) in desks(count, proxy).into_iter().enumerate() {
-            let listeners = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
+            let listeners = listeners.iter_mut().filter_map(Vec::pop).collect();
             let (told, door, sign) = (told.clone(), door.clone(), Sign(sign.clone()));
             let runtime = Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
