@@ -53,9 +53,9 @@ impl Tunnel {
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "nearly all of its life is the large one")]
 /// A connection from its first byte to its last. What the handshake needs is on the heap, so that it is gone when the
 /// tunnel stands. Written out, because an `async` block would keep a place for each part of its life.
+#[expect(clippy::large_enum_variant, reason = "nearly all of its life is the large one")]
 pub enum Life {
     Arriving(Pin<Box<dyn Future<Output = Option<Tunnel>> + Send>>),
     Relaying(Tunnel),
@@ -119,6 +119,8 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
         }
         Reply::Closed(answer) => {
             let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
+            // While the service was asked, more may have come.
+            let is_more_to_come = is_more_to_come || client.was_waited_for();
             refuse(client, answer, is_more_to_come).await;
             None
         }

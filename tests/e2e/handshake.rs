@@ -625,3 +625,16 @@ fn a_client_that_hangs_up_early_takes_its_upstream_connection_with_it() {
     assert_eq!(up.read_to_close().0, b"");
     gate.wait_for_open(0);
 }
+
+/// A socket that is closed with unread bytes in it is reset, and the answer may be lost with it.
+#[test]
+fn an_answer_survives_what_came_while_the_upstream_was_asked() {
+    let (backend, gate) = stand();
+    let mut client = gate.send(alice());
+    let mut up = backend.next();
+    client.send([b'x'; 4096]);
+    up.send("HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno");
+    let (bytes, end) = client.read_to_close();
+    assert!(bytes.starts_with(b"HTTP/1.1 403 ") && bytes.ends_with(b"no"), "{}", String::from_utf8_lossy(&bytes));
+    assert_eq!(format!("{end:?}"), "Eof", "closed, not reset");
+}
