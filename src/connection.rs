@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::end::{Cause, End};
+use crate::frame::Follower;
 use crate::head::{self, Fault};
 use crate::log::{self, Entry};
 use crate::peer::Peer;
@@ -29,6 +30,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// would take the answer with it.
 const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
+/// How long a client that was told no in a Close frame has to answer it.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// What the first look at a connection takes. Few heads are larger, and they are read on.
 const FIRST_LOOK: usize = 4 * 1024;
 
@@ -117,6 +120,10 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
             }
             begin(client, early, &answer, opened, &proxy).await
         }
+        Reply::Declined(answer, _place) => {
+            decline(client, &early, &answer).await;
+            None
+        }
         Reply::Closed(answer) => {
             let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
             // While the service was asked, more may have come.
@@ -167,6 +174,29 @@ async fn refuse(mut client: Socket, answer: &[u8], is_more_to_come: bool) {
     if is_more_to_come && matches!(written, Ok(Ok(()))) {
         linger(client).await;
     }
+}
+
+/// Says no in a Close frame, and waits for the client's own, so that its page gets to read the code.
+async fn decline(mut client: Socket, early: &[u8], answer: &[u8]) {
+    if !matches!(timeout(ANSWER, client.write_all(answer)).await, Ok(Ok(()))) {
+        return;
+    }
+    let mut follower = Follower::from_client(false);
+    follower.follow(early);
+    let _ = timeout(FAREWELL, async {
+        let mut left = LINGER_BYTES;
+        let mut buffer = vec![0; 1024];
+        while left > 0 && !follower.saw_close() && !follower.is_lost() {
+            match client.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => {
+                    follower.follow(&buffer[..count]);
+                    left = left.saturating_sub(count);
+                }
+            }
+        }
+    })
+    .await;
 }
 
 /// Closes our side and reads on for a moment.

@@ -185,6 +185,12 @@ impl Denial {
         self.status
     }
 
+    /// The code by which a page learns of it, where the handshake is completed to be closed: the status, among the codes
+    /// that are free for private use (RFC 6455 section 7.4.2).
+    pub fn close_code(&self) -> u16 {
+        4000 + self.status.as_u16()
+    }
+
     /// The answer (RFC 9457). It ends the connection, as every answer but a 101 does.
     pub fn answer(&self, request_id: &str) -> Answer {
         let mut draft = Answer::of(self.status);

@@ -15,6 +15,7 @@ use crate::answer::Answer;
 use crate::auth::credential::Carrier;
 use crate::denial::{Denial, Reason};
 use crate::fields::{Twice, is_token, only, tokens};
+use crate::frame;
 
 /// A well-formed opening handshake, once it has been read out of the request.
 #[derive(Debug)]
@@ -234,6 +235,27 @@ pub fn accept_answer(
     }
     draft.pass_on(&switched.headers);
     (draft.switch(), protocol)
+}
+
+/// A 101 that is only there to be closed: what page code learns of a refusal (design: `on_failure`). Selects `protocol`,
+/// because browsers that offered one fail a connection that selects none.
+pub fn decline_answer(accept: &str, protocol: Option<&str>, request_id: &str, denial: &Denial) -> Vec<u8> {
+    let mut answer = switch(accept, protocol, request_id);
+    answer.extend(frame::close(denial.close_code(), denial.reason.word(), None));
+    answer
+}
+
+/// Our own 101, without an upstream's.
+pub fn switch(accept: &str, protocol: Option<&str>, request_id: &str) -> Vec<u8> {
+    let mut draft = Answer::of(StatusCode::SWITCHING_PROTOCOLS);
+    draft.line("upgrade", b"websocket");
+    draft.line("connection", b"Upgrade");
+    draft.line("sec-websocket-accept", accept.as_bytes());
+    if let Some(protocol) = protocol {
+        draft.line("sec-websocket-protocol", protocol.as_bytes());
+    }
+    draft.line("x-request-id", request_id.as_bytes());
+    draft.switch()
 }
 
 fn extension_names(line: &HeaderValue) -> impl Iterator<Item = &str> {

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -36,6 +36,8 @@ pub struct Counts {
     open: Mutex<Open>,
     /// Connections of the data port, tunnels included.
     room: Room,
+    /// Clients that were refused with a Close frame and have not gone yet.
+    declined: AtomicU32,
 }
 
 /// How many connections there are, and how many there may be: descriptors are finite.
@@ -185,6 +187,13 @@ impl Counts {
         open.keys.retain(|id, used| used.open > 0 || !idle.contains(id));
     }
 
+    /// A place among the refused who may stay to read why; `None` if so many are there already.
+    pub fn decline(self: &Arc<Self>, most: u32) -> Option<Declined> {
+        let one_more = |count| (count < most).then_some(count + 1);
+        self.declined.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Declined(self.clone()))
+    }
+
     pub fn connections(&self) -> usize {
         self.room.open.load(Ordering::Relaxed)
     }
@@ -236,6 +245,15 @@ impl Bucket {
     fn level_at(&self, now: Instant, per_minute: u32) -> f64 {
         let minutes = now.saturating_duration_since(self.at).as_secs_f64() / 60.0;
         (self.level - minutes * f64::from(per_minute)).max(0.0)
+    }
+}
+
+/// One place among the refused; given back on drop.
+pub struct Declined(Arc<Counts>);
+
+impl Drop for Declined {
+    fn drop(&mut self) {
+        self.0.declined.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
 use arc_swap::ArcSwap;
-use http::header::HOST;
+use http::HeaderMap;
+use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use tokio::time::Instant;
 
@@ -14,15 +15,15 @@ use crate::auth::{Credential, Principal, verify};
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
-use crate::handshake;
+use crate::handshake::{self, Upgrade};
 use crate::headers;
-use crate::limit::Counts;
+use crate::limit::{Counts, Declined};
 use crate::log::{self, Entry};
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
 use crate::random;
 use crate::relay::{Bounds, Start};
-use crate::route::{NotFound, Route};
+use crate::route::{NotFound, OnFailure, Route};
 use crate::rules::Rules;
 use crate::tunnels::{Applicant, Live, Seat, Tunnels};
 use crate::upstream::{self, Patience, Refusal, Stream};
@@ -48,6 +49,8 @@ pub struct Opened {
 pub enum Reply {
     /// Our 101, and what the relay needs after it.
     Opened(Vec<u8>, Opened),
+    /// Our 101 and a Close: a refusal that page code can read, and the place of whoever reads it.
+    Declined(Vec<u8>, Declined),
     /// Anything else: the connection ends with it.
     Closed(Answer),
 }
@@ -62,7 +65,8 @@ impl Proxy {
     /// Answers one request. Never fails: a refusal is an answer.
     pub async fn handle(&self, peer: Peer, mut parts: Parts) -> Reply {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
-        match self.open(peer, &mut parts, &mut entry).await {
+        let mut decline = None;
+        match self.open(peer, &mut parts, &mut entry, &mut decline).await {
             Ok(Done::Opened(answer, opened)) => {
                 self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
                 Reply::Opened(answer, opened)
@@ -72,19 +76,35 @@ impl Proxy {
                 self.metrics.answered(entry.route_label(), Outcome::PassedThrough, entry.since.elapsed());
                 Reply::Closed(pass_through(&refusal, &entry))
             }
-            Err(denial) => Reply::Closed(self.deny(&entry, &denial)),
+            Err(denial) => match decline.and_then(|decline| decline.answer(&self.counts, &entry.id, &denial)) {
+                Some((answer, place)) => {
+                    self.count_refusal(&entry, &denial, Some(denial.close_code()));
+                    Reply::Declined(answer, place)
+                }
+                None => Reply::Closed(self.deny(&entry, &denial)),
+            },
         }
     }
 
     /// One log line, one count, one answer.
     pub fn deny(&self, entry: &Entry, denial: &Denial) -> Answer {
-        entry.refused(denial);
-        self.metrics.refused(entry.route_label(), denial.reason);
-        self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
+        self.count_refusal(entry, denial, None);
         denial.answer(&entry.id)
     }
 
-    async fn open(&self, peer: Peer, parts: &mut Parts, entry: &mut Entry) -> Result<Done, Denial> {
+    fn count_refusal(&self, entry: &Entry, denial: &Denial, code: Option<u16>) {
+        entry.refused(denial, code);
+        self.metrics.refused(entry.route_label(), denial.reason);
+        self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
+    }
+
+    async fn open(
+        &self,
+        peer: Peer,
+        parts: &mut Parts,
+        entry: &mut Entry,
+        decline: &mut Option<Decline>,
+    ) -> Result<Done, Denial> {
         let rules = self.rules.load_full(); // one snapshot until the tunnel stands
         let caller = rules.trusted_proxies.caller(peer, &parts.headers); // who is calling
         entry.caller = caller.address;
@@ -93,6 +113,7 @@ impl Proxy {
         entry.upstream = Some(route.upstream.name.clone());
         let mut upgrade =
             handshake::parse(parts).map_err(|denial| self.explain(denial, &rules, route, parts, &caller))?; // 400 426
+        *decline = Decline::of(route, &upgrade, &parts.headers, rules.max_declined);
         let offered = &mut upgrade.protocols;
         let credential = route.verifier.take_credential(parts, offered, route.hide_credentials)?; // 400
         let principal = self.verify(&rules, route, credential.as_ref(), &caller)?; // who they are 401 429
@@ -163,6 +184,31 @@ impl Proxy {
     /// The question that every tunnel is asked again after a change.
     pub fn admits(&self, live: &Live) -> Result<Option<UnixTime>, Cause> {
         self.rules.load().admits(&live.principal, &live.route, &live.upstream, UnixTime::now())
+    }
+}
+
+/// How a refusal is answered on a route whose pages are to learn of it.
+struct Decline {
+    accept: Box<str>,
+    protocol: Option<Box<str>>,
+    most: u32,
+}
+
+impl Decline {
+    fn of(route: &Route, upgrade: &Upgrade, headers: &HeaderMap, most: u32) -> Option<Self> {
+        match route.on_failure {
+            OnFailure::Http => return None,
+            OnFailure::Auto if !headers.contains_key(ORIGIN) => return None,
+            OnFailure::Auto | OnFailure::Close => {}
+        }
+        let protocol = route.verifier.selectable(&upgrade.protocols).map(Into::into);
+        Some(Self { accept: upgrade.accept().into(), protocol, most })
+    }
+
+    /// `None` where so many are being told already that this one gets an HTTP answer.
+    fn answer(self, counts: &Arc<Counts>, id: &str, denial: &Denial) -> Option<(Vec<u8>, Declined)> {
+        let place = counts.decline(self.most)?;
+        Some((handshake::decline_answer(&self.accept, self.protocol.as_deref(), id, denial), place))
     }
 }
 

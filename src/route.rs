@@ -19,6 +19,7 @@ pub struct Route {
     pub verifier: Verifier,
     pub conditions: Conditions,
     pub hide_credentials: bool,
+    pub on_failure: OnFailure,
     /// Identity and other headers that the upstream gets from us.
     pub headers: Vec<HeaderTemplate>,
     pub timeouts: Timeouts,
@@ -35,6 +36,17 @@ pub struct Timeouts {
     pub max_lifetime: Option<Duration>,
     /// How long one direction may live without bytes after the other has ended.
     pub half_close: Duration,
+}
+
+/// How a refused handshake is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// As an HTTP answer.
+    Http,
+    /// As a WebSocket that is closed at once: the only thing that page code in a browser can read.
+    Close,
+    /// The second where the request has an `Origin`, which browsers send, else the first.
+    Auto,
 }
 
 /// Which hosts a route takes. Texts are in lower case, without port and trailing dot.

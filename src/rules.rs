@@ -30,6 +30,8 @@ pub struct Rules {
     pub keys: Keys,
     pub trusted_proxies: TrustedProxies,
     pub limits: Limits,
+    /// How many refused clients may stay at a time to read a Close frame.
+    pub max_declined: u32,
     /// From accept until the request head is complete.
     pub head_timeout: Duration,
     /// Idle time after which TCP starts to probe a silent peer.

@@ -35,6 +35,17 @@ pub enum Shape {
     Prefix(Box<str>),
 }
 
+impl Shape {
+    /// Whether this item is a marker, or begins with the prefix.
+    fn begins(&self, item: &str) -> bool {
+        match self {
+            Self::Pair { marker, any_case: false } => *item == **marker,
+            Self::Pair { marker, any_case: true } => item.eq_ignore_ascii_case(marker),
+            Self::Prefix(prefix) => item.starts_with(&**prefix),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Raw,
@@ -258,12 +269,7 @@ fn from_cookie(parts: &mut Parts, name: &str, hide: bool) -> Result<Option<Crede
 /// Takes a pair or a prefixed item out of the offer. It is never offered upstream: whatever `hide_credentials` says, a
 /// subprotocol is there to be chosen, and a chosen secret would be echoed.
 fn from_offer(offered: &mut Vec<Box<str>>, shape: &Shape, encoding: Encoding) -> Result<Option<Credential>, Denial> {
-    let is_it = |item: &str| match shape {
-        Shape::Pair { marker, any_case: false } => *item == **marker,
-        Shape::Pair { marker, any_case: true } => item.eq_ignore_ascii_case(marker),
-        Shape::Prefix(prefix) => item.starts_with(&**prefix),
-    };
-    let mut places = offered.iter().enumerate().filter(|(_, item)| is_it(item)).map(|(at, _)| at);
+    let mut places = offered.iter().enumerate().filter(|(_, item)| shape.begins(item)).map(|(at, _)| at);
     let Some(at) = places.next() else { return Ok(None) };
     // After a marker stands the secret itself, which may look like a marker.
     if places.any(|next| matches!(shape, Shape::Prefix(_)) || next != at + 1) {
@@ -294,6 +300,18 @@ fn from_offer(offered: &mut Vec<Box<str>>, shape: &Shape, encoding: Encoding) ->
         }
     };
     Ok(plain(secret, carrier))
+}
+
+/// The first item of an offer that is no credential, whatever else is wrong with it.
+pub fn selectable<'o>(places: &[Place], offered: &'o [Box<str>]) -> Option<&'o str> {
+    let is_secret = |at: usize| {
+        places.iter().any(|place| match place {
+            Place::Subprotocol { shape: shape @ Shape::Prefix(_), .. } => shape.begins(&offered[at]),
+            Place::Subprotocol { shape: shape @ Shape::Pair { .. }, .. } => at > 0 && shape.begins(&offered[at - 1]),
+            _ => false,
+        })
+    };
+    (0..offered.len()).find(|at| !is_secret(*at)).map(|at| &*offered[at])
 }
 
 /// Stands for a credential that is there and cannot be decoded: looked up like any other, and never found, because no key

@@ -75,6 +75,15 @@ impl Verifier {
 }
 
 impl Verifier {
+    /// What a refusal may select of an offer, so that a browser takes it: the first item that is no credential.
+    pub fn selectable<'o>(&self, offered: &'o [Box<str>]) -> Option<&'o str> {
+        let places = match self {
+            Self::Open => &[][..],
+            Self::ApiKey(places) => places,
+        };
+        credential::selectable(places, offered)
+    }
+
     /// Whether a backend might read a header of this name (`plain`: as such backends read it) as one that a credential of
     /// this route stands in, although it is another one.
     pub fn has_alias(&self, name: &str, plain: &str) -> bool {

@@ -14,7 +14,7 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
     let fields = Fields::open(node, &schema::FILE, root, faults)?;
     let listen = listen(&fields, faults);
     let (short, upstreams) = upstreams(&fields, faults);
-    let (limits, (head_timeout, tcp_keepalive)) = process_bounds(&fields, faults);
+    let ((limits, max_declined), (head_timeout, tcp_keepalive)) = process_bounds(&fields, faults);
     let (on_revoked, on_route_removed) = live_connections(&fields, faults);
     let (mut own_keys, mut index) = (Vec::new(), 0);
     fields.list("keys", faults, |item, path, faults| {
@@ -36,6 +36,7 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
         routes,
         has_routes: fields.has("routes"),
         limits,
+        max_declined,
         head_timeout,
         tcp_keepalive,
         on_revoked,
@@ -153,11 +154,14 @@ fn rewrites_host(text: &str) -> Result<bool, Wrong> {
 fn process_bounds(
     fields: &Fields<'_, '_>,
     faults: &mut Faults,
-) -> (Limits, (std::time::Duration, Option<std::time::Duration>)) {
-    let limits = fields.below("limits", &schema::LIMITS, faults, |limits, faults| Limits {
-        max_connections: limits.count("max_connections", faults),
-        max_connections_per_address: limits.count("max_connections_per_address", faults),
-        max_failed_attempts_per_minute: limits.count("max_failed_attempts_per_minute", faults),
+) -> ((Limits, u32), (std::time::Duration, Option<std::time::Duration>)) {
+    let limits = fields.below("limits", &schema::LIMITS, faults, |limits, faults| {
+        let all = Limits {
+            max_connections: limits.count("max_connections", faults),
+            max_connections_per_address: limits.count("max_connections_per_address", faults),
+            max_failed_attempts_per_minute: limits.count("max_failed_attempts_per_minute", faults),
+        };
+        (all, limits.count_or_default("max_declined", faults))
     });
     let timeouts = fields.below("timeouts", &schema::TIMEOUTS, faults, |timeouts, faults| {
         (timeouts.some_duration("head", faults), timeouts.duration_or_off("tcp_keepalive", faults))

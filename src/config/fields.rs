@@ -141,6 +141,12 @@ impl<'n, 'p> Fields<'n, 'p> {
         count
     }
 
+    /// A number from 1 on, with a default.
+    pub fn count_or_default(&self, name: &'static str, faults: &mut Faults) -> u32 {
+        let found = self.count(name, faults);
+        found.unwrap_or_else(|| self.field(name).default.parse().expect("defaults of the table can be read"))
+    }
+
     /// A list; `each` sees every item with its path.
     pub fn list(
         &self,

@@ -354,6 +354,7 @@ fn rules(
         keys,
         trusted_proxies: TrustedProxies(file.trusted_proxies),
         limits: file.limits,
+        max_declined: file.max_declined,
         head_timeout: file.head_timeout,
         tcp_keepalive: file.tcp_keepalive,
         on_revoked: file.on_revoked,

@@ -52,6 +52,7 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         auth,
         allowed_origins,
         hide_credentials: fields.flag("hide_credentials", faults),
+        on_failure: fields.parsed_or_default("on_failure", value::on_failure, faults),
         headers: headers(fields, faults),
         max_connections,
         max_connections_per_key,

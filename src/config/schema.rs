@@ -9,7 +9,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::value::{
-    Digest, Drain, HostPattern, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts, UnixTime,
+    Digest, Drain, HostPattern, IpNet, Limits, OnFailure, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts,
+    UnixTime,
 };
 
 /// One map of the file.
@@ -139,7 +140,7 @@ pub static SECRET: Section = Section {
 };
 
 pub static ROUTE: Section = Section {
-    later: &["on_failure", "tickets", "http", "priority", "tls"],
+    later: &["tickets", "http", "priority", "tls"],
     ..fields(&[
         value("name", ""),
         value("host", ""),
@@ -148,6 +149,7 @@ pub static ROUTE: Section = Section {
         section("auth", &AUTH),
         value("allowed_origins", ""),
         value("hide_credentials", "true"),
+        value("on_failure", "http"),
         hidden("identity_headers", Below::Texts { names_shown: true }),
         hidden("set_headers", Below::Texts { names_shown: true }),
         section("limits", &ROUTE_LIMITS),
@@ -192,6 +194,7 @@ pub static LIMITS: Section = fields(&[
     value("max_connections", ""),
     value("max_connections_per_address", ""),
     value("max_failed_attempts_per_minute", ""),
+    value("max_declined", "1000"),
 ]);
 
 pub static TIMEOUTS: Section = fields(&[value("head", "10s"), value("tcp_keepalive", "60s")]);
@@ -225,6 +228,7 @@ pub struct File {
     /// Whether the list stands in the file.
     pub has_routes: bool,
     pub limits: Limits,
+    pub max_declined: u32,
     pub head_timeout: Duration,
     pub tcp_keepalive: Option<Duration>,
     pub on_revoked: Duration,
@@ -248,6 +252,7 @@ pub struct Route {
     pub auth: Auth,
     pub allowed_origins: Option<Vec<Origin>>,
     pub hide_credentials: bool,
+    pub on_failure: OnFailure,
     pub headers: Vec<Header>,
     pub max_connections: Option<u32>,
     pub max_connections_per_key: Option<u32>,

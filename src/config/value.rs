@@ -14,7 +14,7 @@ pub use crate::auth::credential::{Encoding, Place, Shape};
 pub use crate::clock::UnixTime;
 use crate::fields;
 pub use crate::limit::Limits;
-pub use crate::route::{HostPattern, PathPattern, Timeouts};
+pub use crate::route::{HostPattern, OnFailure, PathPattern, Timeouts};
 pub use crate::rules::Drain;
 pub use crate::secret::{Digest, Secret};
 pub use crate::upstream::Endpoint;
@@ -383,6 +383,16 @@ pub fn preset(text: &str) -> Parsed<(Shape, Encoding)> {
             });
         }
     })
+}
+
+pub fn on_failure(text: &str) -> Parsed<OnFailure> {
+    match text {
+        "http" => Ok(OnFailure::Http),
+        "close" => Ok(OnFailure::Close),
+        "auto" => Ok(OnFailure::Auto),
+        _ => Err(Wrong::new("this must be http, close or auto")
+            .hint("close tells page code by a close code, auto does so for browsers only")),
+    }
 }
 
 pub fn encoding(text: &str) -> Parsed<Encoding> {

@@ -172,11 +172,13 @@ impl Entry {
         self.route.as_ref().unwrap_or(&NONE)
     }
 
-    pub fn refused(&self, denial: &Denial) {
+    /// `code`: of the Close frame that said so, if one did.
+    pub fn refused(&self, denial: &Denial, code: Option<u16>) {
         info!(
             id = &*self.id,
             reason = denial.reason.word(),
             status = denial.status().as_u16(),
+            code,
             route = self.route.as_deref(),
             upstream = self.upstream.as_deref(),
             key = denial.key.as_deref().or(self.key.as_deref()),

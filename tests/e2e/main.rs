@@ -9,6 +9,7 @@ mod admin;
 mod auth;
 mod cli;
 mod drain;
+mod failure;
 mod handshake;
 mod hostile;
 mod limits;
