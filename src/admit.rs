@@ -111,6 +111,23 @@ pub struct Door<'r> {
     pub conditions: &'r Conditions,
 }
 
+/// Scope and origin: all that takes no place.
+///
+/// # Errors
+/// 403 `not_allowed_on_route`, `origin_not_allowed`.
+pub fn allow(
+    door: &Door<'_>,
+    principal: &Principal,
+    carrier: Option<&Carrier>,
+    headers: &HeaderMap,
+) -> Result<(), Denial> {
+    let id = principal.key().map(|key| key.id.clone());
+    if principal.key().is_some_and(|key| !key.opens(door.name)) {
+        return Err(Denial::new(Reason::NotAllowedOnRoute, "this key does not open this route").of_key(id));
+    }
+    check_origin(door.conditions.origins.as_deref(), headers, carrier).map_err(|denial| denial.of_key(id))
+}
+
 /// Scope, origin, limits, in this order: what costs nothing and takes nothing first.
 ///
 /// # Errors
@@ -123,11 +140,8 @@ pub fn admit(
     caller: &Caller,
     counts: &Arc<Counts>,
 ) -> Result<Admission, Denial> {
+    allow(door, &principal, carrier, headers)?;
     let id = principal.key().map(|key| key.id.clone());
-    if principal.key().is_some_and(|key| !key.opens(door.name)) {
-        return Err(Denial::new(Reason::NotAllowedOnRoute, "this key does not open this route").of_key(id));
-    }
-    check_origin(door.conditions.origins.as_deref(), headers, carrier).map_err(|denial| denial.of_key(id.clone()))?;
     let wanted = Wanted {
         route: door.name,
         max_of_route: door.conditions.max_connections,
@@ -140,7 +154,11 @@ pub fn admit(
     Ok(Admission { principal, route: door.name.clone(), permit })
 }
 
-fn check_origin(allowed: Option<&[Origin]>, headers: &HeaderMap, carrier: Option<&Carrier>) -> Result<(), Denial> {
+/// Whether a page may use what it carries.
+///
+/// # Errors
+/// 403 `origin_not_allowed`.
+pub fn check_origin(allowed: Option<&[Origin]>, headers: &HeaderMap, carrier: Option<&Carrier>) -> Result<(), Denial> {
     let deny = |detail: &'static str| Err(Denial::new(Reason::OriginNotAllowed, detail));
     let mut sent = headers.get_all(ORIGIN).iter();
     let Some(origin) = sent.next() else {
@@ -150,7 +168,7 @@ fn check_origin(allowed: Option<&[Origin]>, headers: &HeaderMap, carrier: Option
     };
     let Some(allowed) = allowed else {
         // What a browser adds by itself says nothing about who made the page.
-        let is_ambient = matches!(carrier, Some(Carrier::Cookie | Carrier::Basic));
+        let is_ambient = matches!(carrier, Some(Carrier::Cookie | Carrier::TicketCookie | Carrier::Basic));
         return if is_ambient { deny("a page may use this credential only from allowed_origins") } else { Ok(()) };
     };
     if sent.next().is_some() {
@@ -158,7 +176,8 @@ fn check_origin(allowed: Option<&[Origin]>, headers: &HeaderMap, carrier: Option
     }
     let origin = origin.to_str().ok().and_then(|text| Origin::parse(text).ok());
     // Every sandboxed page of every site is `null`, and has the cookies of the user who looks at it.
-    let is_anyone = origin == Some(Origin::Null) && carrier == Some(&Carrier::Cookie);
+    let is_cookie = matches!(carrier, Some(Carrier::Cookie | Carrier::TicketCookie));
+    let is_anyone = origin == Some(Origin::Null) && is_cookie;
     match origin {
         Some(origin) if !is_anyone && allowed.iter().any(|pattern| pattern.allows(&origin)) => Ok(()),
         _ => deny("pages of this origin may not connect here"),

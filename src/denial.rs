@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Draft};
 
 /// Why a request is refused. The word is part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -143,6 +143,8 @@ pub struct Denial {
     pub key: Option<Arc<str>>,
     /// `WWW-Authenticate`, for a 401.
     challenge: Option<&'static str>,
+    /// `Allow`, for a 405.
+    allow: &'static str,
 }
 
 impl Denial {
@@ -154,11 +156,18 @@ impl Denial {
             cause: Cow::Borrowed(""),
             key: None,
             challenge: None,
+            allow: "GET",
         }
     }
 
     pub fn bad_handshake(detail: &'static str) -> Self {
         Self::new(Reason::BadHandshake, detail)
+    }
+
+    /// For a resource that takes only these methods.
+    pub fn method(allow: &'static str) -> Self {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        Self { status, allow, ..Self::bad_handshake("this method is not served here") }
     }
 
     /// The only method that is refused whatever stands around it.
@@ -193,6 +202,17 @@ impl Denial {
 
     /// The answer (RFC 9457). It ends the connection, as every answer but a 101 does.
     pub fn answer(&self, request_id: &str) -> Answer {
+        self.draft(request_id).with_body(&self.problem(request_id))
+    }
+
+    /// [`Denial::answer`], with these header lines besides.
+    pub fn answer_with(&self, request_id: &str, lines: impl FnOnce(&mut Draft)) -> Answer {
+        let mut draft = self.draft(request_id);
+        lines(&mut draft);
+        draft.with_body(&self.problem(request_id))
+    }
+
+    fn draft(&self, request_id: &str) -> Draft {
         let mut draft = Answer::of(self.status);
         draft.line("content-type", b"application/problem+json");
         draft.line("cache-control", b"no-store");
@@ -205,7 +225,7 @@ impl Denial {
             draft.line("www-authenticate", self.challenge.unwrap_or("ApiKey realm=\"wsbouncer\"").as_bytes());
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            draft.line("allow", b"GET");
+            draft.line("allow", self.allow.as_bytes());
         }
         if self.reason == Reason::UpgradeRequired {
             // RFC 9110 section 15.5.22 and RFC 6455 section 4.4.
@@ -215,7 +235,7 @@ impl Denial {
         } else {
             draft.line("connection", b"close");
         }
-        draft.with_body(&self.problem(request_id))
+        draft
     }
 
     fn problem(&self, request_id: &str) -> Vec<u8> {

@@ -33,9 +33,18 @@ const MAX_PROTOCOLS: usize = 32;
 const MAX_PROTOCOL_BYTES: usize = 4 * 1024;
 
 /// What the detail of a plain request's 426 says when it carried a good key: the most common misunderstanding.
-pub const KEY_ON_PLAIN_REQUEST: &str = "the key is good, but this is a plain HTTP request, and authenticating it does \
-    nothing for the WebSocket that is dialled next: the key must ride on the upgrade itself, as a header or, from a \
-    browser, in the list of subprotocols";
+pub fn key_on_plain_request(ticket_path: Option<&str>) -> String {
+    let mut detail = "the key is good, but this is a plain HTTP request, and authenticating it does nothing for the \
+        WebSocket that is dialled next: the key must ride on the upgrade itself, as a header or, from a browser, in the \
+        list of subprotocols"
+        .to_owned();
+    if let Some(path) = ticket_path {
+        detail.push_str("; or POST the key to ");
+        detail.push_str(path);
+        detail.push_str(" for a ticket, which opens one handshake");
+    }
+    detail
+}
 
 /// Reads the handshake out of a request.
 ///
@@ -221,7 +230,7 @@ pub fn accept_answer(
     let protocol = switched.protocol.or_else(|| match carrier {
         Some(Carrier::Subprotocol { marker: Some(marker), .. }) => Some(marker.clone()),
         Some(Carrier::Subprotocol { marker: None, .. }) => upgrade.protocols.first().cloned(),
-        Some(Carrier::Request | Carrier::Basic | Carrier::Cookie) | None => None,
+        Some(Carrier::Request | Carrier::Basic | Carrier::Cookie | Carrier::TicketCookie) | None => None,
     });
     let mut draft = Answer::of(StatusCode::SWITCHING_PROTOCOLS);
     draft.line("upgrade", b"websocket");

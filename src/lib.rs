@@ -61,6 +61,7 @@ pub mod admit;
 pub mod auth;
 pub mod handshake;
 pub mod headers;
+pub mod issue;
 pub mod limit;
 pub mod route;
 pub mod template;

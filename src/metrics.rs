@@ -26,6 +26,8 @@ use crate::tunnels::{Live, Tunnels};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Opened,
+    /// Got a ticket.
+    Ticket,
     Refused,
     /// The upstream answered something else than 101.
     PassedThrough,
@@ -141,6 +143,7 @@ impl Metrics {
     pub fn answered(&self, route: &Arc<str>, outcome: Outcome, took: Duration) {
         let outcome = match outcome {
             Outcome::Opened => "opened",
+            Outcome::Ticket => "ticket",
             Outcome::Refused => "refused",
             Outcome::PassedThrough => "passed_through",
         };

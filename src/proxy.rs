@@ -4,26 +4,28 @@ use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
 use arc_swap::ArcSwap;
-use http::HeaderMap;
-use http::header::{HOST, ORIGIN};
+use http::header::{HOST, ORIGIN, UPGRADE};
 use http::request::Parts;
+use http::{HeaderMap, Method};
 use tokio::time::Instant;
 
-use crate::admit::{Door, admit};
+use crate::admit::{Door, admit, allow};
 use crate::answer::Answer;
-use crate::auth::{Credential, Principal, verify};
+use crate::auth::ticket::Burned;
+use crate::auth::{Credential, Facts, Kind, Principal, Tickets, verify};
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
 use crate::handshake::{self, Upgrade};
 use crate::headers;
+use crate::issue;
 use crate::limit::{Counts, Declined};
 use crate::log::{self, Entry};
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
 use crate::random;
 use crate::relay::{Bounds, Start};
-use crate::route::{NotFound, OnFailure, Route};
+use crate::route::{Issue, NotFound, OnFailure, Route};
 use crate::rules::Rules;
 use crate::tunnels::{Applicant, Live, Seat, Tunnels};
 use crate::upstream::{self, Patience, Refusal, Stream};
@@ -34,6 +36,8 @@ pub struct Proxy {
     pub tunnels: Arc<Tunnels>,
     pub counts: Arc<Counts>,
     pub metrics: Metrics,
+    /// Tickets that were used. Outside the rules: a reload gives none of them back.
+    pub burned: Burned,
 }
 
 /// Both sides have said yes: what the relay needs once our 101 is on its way.
@@ -59,6 +63,8 @@ pub enum Reply {
 enum Done {
     Opened(Vec<u8>, Opened),
     PassedThrough(Refusal),
+    /// By the counter for tickets, which has logged and counted it.
+    Answered(Answer),
 }
 
 impl Proxy {
@@ -76,6 +82,7 @@ impl Proxy {
                 self.metrics.answered(entry.route_label(), Outcome::PassedThrough, entry.since.elapsed());
                 Reply::Closed(pass_through(&refusal, &entry))
             }
+            Ok(Done::Answered(answer)) => Reply::Closed(answer),
             Err(denial) => match decline.and_then(|decline| decline.answer(&self.counts, &entry.id, &denial)) {
                 Some((answer, place)) => {
                     self.count_refusal(&entry, &denial, Some(denial.close_code()));
@@ -108,6 +115,9 @@ impl Proxy {
         let rules = self.rules.load_full(); // one snapshot until the tunnel stands
         let caller = rules.trusted_proxies.caller(peer, &parts.headers); // who is calling
         entry.caller = caller.address;
+        if let Some((route, desk)) = find_desk(&rules, parts) {
+            return Ok(Done::Answered(self.serve_desk(&rules, (route, desk), parts, &caller, entry)));
+        }
         let route = find(&rules, parts)?; // where to                                        400 404
         entry.route = Some(route.name.clone());
         entry.upstream = Some(route.upstream.name.clone());
@@ -116,7 +126,8 @@ impl Proxy {
         *decline = Decline::of(route, &upgrade, &parts.headers, rules.max_declined);
         let offered = &mut upgrade.protocols;
         let credential = route.verifier.take_credential(parts, offered, route.hide_credentials)?; // 400
-        let principal = self.verify(&rules, route, credential.as_ref(), &caller)?; // who they are 401 429
+        let asked = Asked { rules: &rules, route, headers: &parts.headers, caller: &caller };
+        let principal = self.verify(&asked, credential.as_ref(), true)?; // who they are      401 429
         entry.key = principal.key().map(|key| key.id.clone());
         let carrier = credential.as_ref().map(Credential::carrier);
         let answerable = upgrade.check_answerable(carrier)?; // could we say yes                400
@@ -149,34 +160,91 @@ impl Proxy {
         Ok(Done::Opened(answer, Opened { seat, upstream: opened.stream, start, bounds }))
     }
 
-    fn verify(
-        &self,
-        rules: &Rules,
-        route: &Route,
-        credential: Option<&Credential>,
-        caller: &Caller,
-    ) -> Result<Principal, Denial> {
+    /// `burn`: whether a ticket is used up by it.
+    fn verify(&self, asked: &Asked<'_>, credential: Option<&Credential>, burn: bool) -> Result<Principal, Denial> {
+        let address = asked.caller.address;
         if credential.is_some() {
-            self.counts.may_attempt(caller.address, StdInstant::now())?;
+            self.counts.may_attempt(address, StdInstant::now())?;
         }
-        let verified = verify(&route.verifier, credential, &rules.keys, UnixTime::now());
+        let tickets = Tickets {
+            signer: &asked.rules.tickets,
+            burned: burn.then_some(&self.burned),
+            route: &asked.route.name,
+            origin: issue::origin(asked.headers),
+            address,
+        };
+        let facts = Facts { keys: &asked.rules.keys, now: UnixTime::now(), tickets };
+        let verified = verify(&asked.route.verifier, credential, &facts);
         if credential.is_some() && verified.is_err() {
-            self.counts.failed(caller.address, StdInstant::now());
+            self.counts.failed(address, StdInstant::now());
         }
         verified
+    }
+
+    /// The counter for tickets of a route: answers, logs and counts.
+    fn serve_desk(
+        &self,
+        rules: &Rules,
+        (route, desk): (&Arc<Route>, &Issue),
+        parts: &mut Parts,
+        caller: &Caller,
+        entry: &mut Entry,
+    ) -> Answer {
+        entry.route = Some(route.name.clone());
+        if parts.method == Method::OPTIONS
+            && let Ok(answer) = issue::preflight(route, &parts.headers)
+        {
+            return answer;
+        }
+        match self.issue(rules, (route, desk), parts, caller, entry) {
+            Ok(answer) => {
+                entry.issued();
+                self.metrics.answered(entry.route_label(), Outcome::Ticket, entry.since.elapsed());
+                answer
+            }
+            Err(denial) => {
+                self.count_refusal(entry, &denial, None);
+                denial.answer_with(&entry.id, |draft| issue::share(draft, &route.conditions, &parts.headers))
+            }
+        }
+    }
+
+    /// A ticket for whoever proves by a key that it may use the route. Takes no place there: whoever dials does.
+    fn issue(
+        &self,
+        rules: &Rules,
+        (route, desk): (&Arc<Route>, &Issue),
+        parts: &mut Parts,
+        caller: &Caller,
+        entry: &mut Entry,
+    ) -> Result<Answer, Denial> {
+        issue::check_method(route, parts)?;
+        let credential = route.verifier.take_credential(parts, &mut Vec::new(), true)?;
+        if credential.as_ref().is_some_and(|credential| credential.kind() == Kind::Ticket) {
+            return Err(Denial::new(Reason::InvalidCredential, "a ticket gets no ticket: send the key"));
+        }
+        let asked = Asked { rules, route, headers: &parts.headers, caller };
+        let principal = self.verify(&asked, credential.as_ref(), false)?;
+        entry.key = principal.key().map(|key| key.id.clone());
+        let door = Door { name: &route.name, conditions: &route.conditions };
+        allow(&door, &principal, credential.as_ref().map(Credential::carrier), &parts.headers)?;
+        issue::hand_out(route, desk, &principal, &parts.headers, caller, &rules.tickets, &entry.id)
     }
 
     /// A plain request that carried a good key comes from somebody who took one authenticated request for an authenticated
     /// connection: tell them.
     fn explain(&self, denial: Denial, rules: &Rules, route: &Route, parts: &mut Parts, caller: &Caller) -> Denial {
-        if denial.reason != Reason::UpgradeRequired || parts.headers.contains_key(http::header::UPGRADE) {
+        if denial.reason != Reason::UpgradeRequired || parts.headers.contains_key(UPGRADE) {
             return denial;
         }
         let credential = route.verifier.take_credential(parts, &mut Vec::new(), true);
         let Ok(Some(credential)) = credential else { return denial };
-        match self.verify(rules, route, Some(&credential), caller) {
-            Ok(principal) => Denial::new(Reason::UpgradeRequired, handshake::KEY_ON_PLAIN_REQUEST)
-                .of_key(principal.key().map(|key| key.id.clone())),
+        let asked = Asked { rules, route, headers: &parts.headers, caller };
+        match self.verify(&asked, Some(&credential), false) {
+            Ok(principal) => {
+                Denial::new(Reason::UpgradeRequired, handshake::key_on_plain_request(route.verifier.ticket_path()))
+                    .of_key(principal.key().map(|key| key.id.clone()))
+            }
             Err(_) => denial,
         }
     }
@@ -212,9 +280,29 @@ impl Decline {
     }
 }
 
+/// What a credential is looked at for.
+struct Asked<'a> {
+    rules: &'a Rules,
+    route: &'a Route,
+    headers: &'a HeaderMap,
+    caller: &'a Caller,
+}
+
+/// The counter for tickets that a request has come to.
+fn find_desk<'r>(rules: &'r Rules, parts: &Parts) -> Option<(&'r Arc<Route>, &'r Issue)> {
+    if !rules.routes.has_desks() || parts.headers.contains_key(UPGRADE) {
+        return None;
+    }
+    let route = rules.routes.find_desk(host(parts), parts.uri.path())?;
+    route.tickets.as_ref().map(|issue| (route, issue))
+}
+
+fn host(parts: &Parts) -> &str {
+    parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
+}
+
 fn find<'r>(rules: &'r Rules, parts: &Parts) -> Result<&'r Arc<Route>, Denial> {
-    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    rules.routes.find(host, parts.uri.path()).map_err(|not_found| match not_found {
+    rules.routes.find(host(parts), parts.uri.path()).map_err(|not_found| match not_found {
         NotFound::NoRoute => Denial::new(Reason::NoRoute, "nothing is served here"),
         NotFound::AmbiguousPath => Denial::new(Reason::AmbiguousPath, "this path could be read in more than one way"),
     })

@@ -20,6 +20,7 @@ pub struct Route {
     pub conditions: Conditions,
     pub hide_credentials: bool,
     pub on_failure: OnFailure,
+    pub tickets: Option<Issue>,
     /// Identity and other headers that the upstream gets from us.
     pub headers: Vec<HeaderTemplate>,
     pub timeouts: Timeouts,
@@ -36,6 +37,27 @@ pub struct Timeouts {
     pub max_lifetime: Option<Duration>,
     /// How long one direction may live without bytes after the other has ended.
     pub half_close: Duration,
+}
+
+/// How a route issues tickets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issue {
+    /// Where, on the route's hosts.
+    pub path: Box<str>,
+    pub ttl: Duration,
+    pub cookie: Option<Cookie>,
+    /// Whether a ticket is good only with the `Origin` of the request that got it.
+    pub bind_origin: bool,
+    /// ... and only for its address.
+    pub bind_address: bool,
+}
+
+/// The cookie that a ticket comes in, besides the answer's body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cookie {
+    pub name: Box<str>,
+    /// To be sent over TLS only.
+    pub secure: bool,
 }
 
 /// How a refused handshake is answered.
@@ -78,15 +100,23 @@ pub enum NotFound {
 /// All routes, arranged for look-up.
 #[derive(Default)]
 pub struct RouteTable {
-    exact: HashMap<Box<str>, Paths>,
-    /// By suffix such as `.example.com`.
-    below: HashMap<Box<str>, Paths>,
-    any: Paths,
+    doors: Hosts,
+    /// Where tickets are issued: the exact path of each route that does so.
+    desks: Hosts,
+    has_desks: bool,
     by_name: HashMap<Arc<str>, Arc<Route>>,
     matches_on_path: bool,
     longest_handshake: Duration,
     /// Names of all headers that some route sets, as lenient backends read them.
     set_headers: HashSet<Box<str>>,
+}
+
+#[derive(Default)]
+struct Hosts {
+    exact: HashMap<Box<str>, Paths>,
+    /// By suffix such as `.example.com`.
+    below: HashMap<Box<str>, Paths>,
+    any: Paths,
 }
 
 #[derive(Default)]
@@ -117,12 +147,11 @@ impl RouteTable {
             table.matches_on_path |= route.path != PathPattern::Any;
             let route = Arc::new(route);
             table.by_name.insert(route.name.clone(), route.clone());
-            let paths = match &route.host {
-                HostPattern::Any => &mut table.any,
-                HostPattern::Exact(host) => table.exact.entry(host.clone()).or_default(),
-                HostPattern::Below(suffix) => table.below.entry(suffix.clone()).or_default(),
-            };
-            paths.add(route);
+            table.doors.paths(&route.host).add(&route.path, &route);
+            if let Some(issue) = &route.tickets {
+                table.has_desks = true;
+                table.desks.paths(&route.host).add(&PathPattern::Exact(issue.path.clone()), &route);
+            }
         }
         if clashes.is_empty() { Ok(table) } else { Err(clashes) }
     }
@@ -158,25 +187,48 @@ impl RouteTable {
         if self.matches_on_path && is_ambiguous(path) {
             return Err(NotFound::AmbiguousPath);
         }
+        self.doors.find(host, path).ok_or(NotFound::NoRoute)
+    }
+
+    pub fn has_desks(&self) -> bool {
+        self.has_desks
+    }
+
+    /// The route that issues tickets at this host and path.
+    pub fn find_desk(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
+        self.desks.find(host, path)
+    }
+}
+
+impl Hosts {
+    fn paths(&mut self, host: &HostPattern) -> &mut Paths {
+        match host {
+            HostPattern::Any => &mut self.any,
+            HostPattern::Exact(host) => self.exact.entry(host.clone()).or_default(),
+            HostPattern::Below(suffix) => self.below.entry(suffix.clone()).or_default(),
+        }
+    }
+
+    fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
         let host = normal_host(host);
         let found = self.exact.get(&*host).and_then(|paths| paths.find(path)).or_else(|| {
             let dots = host.match_indices('.').map(|(at, _)| &host[at..]);
             dots.filter_map(|suffix| self.below.get(suffix)).find_map(|paths| paths.find(path))
         });
-        found.or_else(|| self.any.find(path)).ok_or(NotFound::NoRoute)
+        found.or_else(|| self.any.find(path))
     }
 }
 
 impl Paths {
-    fn add(&mut self, route: Arc<Route>) {
-        match &route.path {
-            PathPattern::Any => self.any = Some(route),
+    fn add(&mut self, path: &PathPattern, route: &Arc<Route>) {
+        match path {
+            PathPattern::Any => self.any = Some(route.clone()),
             PathPattern::Exact(path) => {
-                self.exact.insert(path.clone(), route);
+                self.exact.insert(path.clone(), route.clone());
             }
             PathPattern::Prefix(prefix) => {
                 let at = self.prefixes.partition_point(|(other, _)| other.len() >= prefix.len());
-                self.prefixes.insert(at, (prefix.clone(), route));
+                self.prefixes.insert(at, (prefix.clone(), route.clone()));
             }
         }
     }

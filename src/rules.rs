@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::auth::Principal;
 use crate::auth::Verifier;
 use crate::auth::api_key::{Found, Key, Keys, Rejected};
+use crate::auth::ticket::Signer;
 use crate::clock::UnixTime;
 use crate::end::Cause;
 use crate::limit::Limits;
@@ -28,10 +29,14 @@ pub struct Rules {
     /// Names of all upstreams: those of the file, and the URLs that stand in routes.
     pub upstreams: HashSet<Arc<str>>,
     pub keys: Keys,
+    /// Who signs tickets.
+    pub tickets: Signer,
     pub trusted_proxies: TrustedProxies,
     pub limits: Limits,
     /// How many refused clients may stay at a time to read a Close frame.
     pub max_declined: u32,
+    /// How many clients may be waited for at a time to send their first message.
+    pub max_waiting: u32,
     /// From accept until the request head is complete.
     pub head_timeout: Duration,
     /// Idle time after which TCP starts to probe a silent peer.
@@ -66,10 +71,10 @@ impl Rules {
             (Some(Verifier::Open), _) => Ok(None),
             (_, Some(Err(cause))) => Err(cause),
             (None, _) => Err(Cause::RouteRemoved),
-            (Some(Verifier::ApiKey(_)), Some(Ok(found))) if found.opens(route) => Ok(found.valid_until),
-            (Some(Verifier::ApiKey(_)), Some(Ok(_))) => Err(Cause::NotAllowedOnRoute),
+            (Some(Verifier::Closed(_)), Some(Ok(found))) if found.opens(route) => Ok(found.valid_until),
+            (Some(Verifier::Closed(_)), Some(Ok(_))) => Err(Cause::NotAllowedOnRoute),
             // Whoever came in when the route was open has shown nothing.
-            (Some(Verifier::ApiKey(_)), None) => Err(Cause::Revoked),
+            (Some(Verifier::Closed(_)), None) => Err(Cause::Revoked),
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::admin::Admin;
+use crate::auth::ticket::Burned;
 use crate::config::Config;
 use crate::end::Cause;
 use crate::limit::Counts;
@@ -54,6 +55,7 @@ impl Server {
             rules: ArcSwap::from_pointee(config.rules),
             tunnels,
             counts,
+            burned: Burned::default(),
         });
         let mut reloader = Reloader::new(path, settings, config.sources, proxy.clone());
         reloader.warn(&config.warnings);

@@ -252,8 +252,8 @@ mod tests {
     use super::*;
     use crate::admit::{Conditions, Door, admit};
     use crate::auth::api_key::{Key, Keys};
-    use crate::auth::credential::{Place, take};
-    use crate::auth::{Verifier, verify};
+    use crate::auth::ticket::Signer;
+    use crate::auth::{Facts, Place, Tickets, Verifier, verify};
     use crate::limit::Counts;
     use crate::peer::{Peer, TrustedProxies};
     use crate::secret::Digest;
@@ -273,9 +273,13 @@ mod tests {
         let places = vec![Place::Header(http::HeaderName::from_static("x-api-key"))];
         let request = http::Request::builder().header("x-api-key", "secret").body(()).unwrap();
         let (mut parts, ()) = request.into_parts();
-        let credential = take(&places, &mut parts, &mut Vec::new(), true).unwrap();
-        let principal = verify(&Verifier::ApiKey(places), credential.as_ref(), &keys, UnixTime(0)).unwrap();
+        let verifier = Verifier::of_keys(places);
+        let credential = verifier.take_credential(&mut parts, &mut Vec::new(), true).unwrap();
         let peer = Peer::new("127.0.0.1:1".parse().unwrap());
+        let signer = Signer::new(&[]);
+        let tickets = Tickets { signer: &signer, burned: None, route: "main", origin: b"", address: peer.address.ip() };
+        let facts = Facts { keys: &keys, now: UnixTime(0), tickets };
+        let principal = verify(&verifier, credential.as_ref(), &facts).unwrap();
         let caller = TrustedProxies::default().caller(peer, &parts.headers);
         let (name, conditions) = (Arc::from("main"), Conditions::default());
         let door = Door { name: &name, conditions: &conditions };

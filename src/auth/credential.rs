@@ -10,6 +10,15 @@ use zeroize::Zeroizing;
 use crate::denial::{Denial, Reason};
 use crate::secret::{Digest, Secret};
 
+/// What a credential is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The secret of a key.
+    Key,
+    /// A ticket that this proxy issued.
+    Ticket,
+}
+
 /// One entry of `extract_from`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -64,6 +73,7 @@ impl Encoding {
 /// What a caller shows: unverified and secret.
 #[derive(Debug)]
 pub struct Credential {
+    kind: Kind,
     secret: Secret,
     user: Option<Zeroizing<String>>,
     carrier: Carrier,
@@ -76,6 +86,8 @@ pub enum Carrier {
     Request,
     /// Sent by browsers whoever made the page: wants an allowed origin.
     Cookie,
+    /// The same, but for a ticket: browsers do not send it from other sites, and it has a client's own cookie jar to be in.
+    TicketCookie,
     /// Sent by browsers too, once it was typed in, and by machines that have no origin.
     Basic,
     /// In the list of subprotocols: a pair's marker as the client wrote it, or what a prefixed item looks like.
@@ -83,12 +95,31 @@ pub enum Carrier {
 }
 
 impl Credential {
+    pub fn new(secret: Secret, carrier: Carrier) -> Self {
+        Self { kind: Kind::Key, secret, user: None, carrier }
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
     pub fn digest(&self) -> Digest {
         self.secret.digest()
     }
 
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref().map(String::as_str)
+    }
+
+    fn as_a(mut self, kind: Kind) -> Self {
+        if kind == Kind::Ticket && self.carrier == Carrier::Cookie {
+            self.carrier = Carrier::TicketCookie;
+        }
+        Self { kind, ..self }
     }
 
     pub fn carrier(&self) -> &Carrier {
@@ -103,20 +134,17 @@ impl Credential {
 /// 400 `conflicting_credentials` when there is more than one, even if they are equal: which one counts must never depend
 /// on who reads the request.
 pub fn take(
-    places: &[Place],
+    places: &[(Place, Kind)],
     parts: &mut Parts,
     offered: &mut Vec<Box<str>>,
     hide: bool,
 ) -> Result<Option<Credential>, Denial> {
     let mut found = None;
-    for place in places {
+    for (place, kind) in places {
         let taken = match place {
             Place::Header(name) => from_header(parts, name, hide)?,
-            Place::Bearer => from_authorization(parts, "bearer", hide)?.map(|text| Credential {
-                secret: Secret::new(text.to_vec()),
-                user: None,
-                carrier: Carrier::Request,
-            }),
+            Place::Bearer => from_authorization(parts, "bearer", hide)?
+                .map(|text| Credential::new(Secret::new(text.to_vec()), Carrier::Request)),
             Place::Basic => from_authorization(parts, "basic", hide)?.map(|text| basic(&text)),
             Place::Query(name) => from_query(parts, name, hide)?,
             Place::Cookie(name) => from_cookie(parts, name, hide)?,
@@ -124,7 +152,7 @@ pub fn take(
         };
         match (&found, taken) {
             (Some(_), Some(_)) => return Err(conflict()),
-            (None, taken @ Some(_)) => found = taken,
+            (None, Some(taken)) => found = Some(taken.as_a(*kind)),
             (_, None) => {}
         }
     }
@@ -136,7 +164,7 @@ fn conflict() -> Denial {
 }
 
 fn plain(secret: Secret, carrier: Carrier) -> Option<Credential> {
-    (!secret.is_empty()).then_some(Credential { secret, user: None, carrier })
+    (!secret.is_empty()).then(|| Credential::new(secret, carrier))
 }
 
 fn from_header(parts: &mut Parts, name: &HeaderName, hide: bool) -> Result<Option<Credential>, Denial> {
@@ -177,11 +205,8 @@ fn basic(encoded: &[u8]) -> Credential {
     let decoded = Zeroizing::new(STANDARD.decode(encoded).unwrap_or_default());
     let at = decoded.iter().position(|byte| *byte == b':');
     let (user, password) = at.map_or((&b""[..], &b""[..]), |at| (&decoded[..at], &decoded[at + 1..]));
-    Credential {
-        secret: Secret::new(password),
-        user: Some(Zeroizing::new(String::from_utf8_lossy(user).into_owned())),
-        carrier: Carrier::Basic,
-    }
+    let user = Some(Zeroizing::new(String::from_utf8_lossy(user).into_owned()));
+    Credential { user, ..Credential::new(Secret::new(password), Carrier::Basic) }
 }
 
 const LENIENT_PADDING: GeneralPurposeConfig =
@@ -295,7 +320,7 @@ fn from_offer(offered: &mut Vec<Box<str>>, shape: &Shape, encoding: Encoding) ->
             const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT_PADDING);
             match URL_SAFE.decode(text.as_bytes()) {
                 Ok(decoded) => Secret::new(decoded),
-                Err(_) => return Ok(Some(Credential { secret: unreadable(), user: None, carrier })),
+                Err(_) => return Ok(Some(Credential::new(unreadable(), carrier))),
             }
         }
     };
@@ -303,9 +328,9 @@ fn from_offer(offered: &mut Vec<Box<str>>, shape: &Shape, encoding: Encoding) ->
 }
 
 /// The first item of an offer that is no credential, whatever else is wrong with it.
-pub fn selectable<'o>(places: &[Place], offered: &'o [Box<str>]) -> Option<&'o str> {
+pub fn selectable<'o>(places: &[(Place, Kind)], offered: &'o [Box<str>]) -> Option<&'o str> {
     let is_secret = |at: usize| {
-        places.iter().any(|place| match place {
+        places.iter().any(|(place, _)| match place {
             Place::Subprotocol { shape: shape @ Shape::Prefix(_), .. } => shape.begins(&offered[at]),
             Place::Subprotocol { shape: shape @ Shape::Pair { .. }, .. } => at > 0 && shape.begins(&offered[at - 1]),
             _ => false,
@@ -320,21 +345,20 @@ fn unreadable() -> Secret {
     Secret::new("")
 }
 
-/// "send the key in ... or in ...", from the route's own configuration.
-pub fn missing(places: &[Place]) -> String {
-    let ways: Vec<String> = places.iter().map(describe).collect();
-    format!("this route wants a key on the WebSocket handshake itself: {}", ways.join("; or "))
-}
-
-fn describe(place: &Place) -> String {
+/// Where one is looked for, as a client has to send it.
+pub fn describe(place: &Place, kind: Kind) -> String {
+    let what = match kind {
+        Kind::Key => "key",
+        Kind::Ticket => "ticket",
+    };
     match place {
         Place::Header(name) => format!("header {}", canonical(name)),
-        Place::Bearer => "header Authorization: Bearer <key>".into(),
+        Place::Bearer => format!("header Authorization: Bearer <{what}>"),
         Place::Basic => "header Authorization: Basic <base64 of id:key>".into(),
         Place::Query(name) => format!("query parameter {name}"),
         Place::Cookie(name) => format!("cookie {name}"),
         Place::Subprotocol { shape, encoding } => {
-            let value = encoding.example();
+            let value = encoding.example().replace("key", what);
             match shape {
                 Shape::Pair { marker, .. } => format!("new WebSocket(url, [\"{marker}\", \"{value}\"])"),
                 Shape::Prefix(prefix) => {
@@ -355,8 +379,8 @@ fn canonical(name: &HeaderName) -> String {
 }
 
 /// `WWW-Authenticate` for these places (RFC 9110 section 11.6.1).
-pub fn challenge(places: &[Place]) -> &'static str {
-    let has = |wanted: &Place| places.contains(wanted);
+pub fn challenge(places: &[(Place, Kind)]) -> &'static str {
+    let has = |wanted: &Place| places.iter().any(|(place, _)| place == wanted);
     match (has(&Place::Bearer), has(&Place::Basic)) {
         (true, true) => "Bearer realm=\"wsbouncer\", Basic realm=\"wsbouncer\", charset=\"UTF-8\"",
         (true, false) => "Bearer realm=\"wsbouncer\"",

@@ -2,13 +2,18 @@
 
 pub mod api_key;
 pub mod credential;
+pub mod first_message;
+pub mod ticket;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::request::Parts;
 
-use self::api_key::{Key, Keys, Rejected};
-pub use self::credential::{Credential, Place};
+use self::api_key::{Found, Key, Keys, Rejected};
+pub use self::credential::{Credential, Kind, Place};
+use self::first_message::FirstMessage;
+use self::ticket::{Bound, Burned, Signer, Unfit};
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::fields::plain_name;
@@ -19,7 +24,18 @@ use crate::secret::Digest;
 pub enum Verifier {
     /// `auth: none`, written down by somebody.
     Open,
-    ApiKey(Vec<Place>),
+    Closed(Ways),
+}
+
+/// All ways into a route that is not open to everybody.
+#[derive(Debug)]
+pub struct Ways {
+    /// Where a credential may stand in a request, and for what it is taken there.
+    pub places: Vec<(Place, Kind)>,
+    /// Where to look for a key when the request holds no credential.
+    pub first_message: Option<FirstMessage>,
+    /// Where tickets are to be had.
+    pub ticket_path: Option<Box<str>>,
 }
 
 /// Who a caller is, proven. Only [`verify`] makes one.
@@ -33,6 +49,10 @@ enum Who {
 }
 
 impl Principal {
+    fn of(found: Found<'_>, secret: Digest) -> Self {
+        Self(Who::Key { key: found.key().clone(), secret, valid_until: found.valid_until })
+    }
+
     pub fn key(&self) -> Option<&Arc<Key>> {
         match &self.0 {
             Who::Anyone => None,
@@ -57,6 +77,43 @@ impl Principal {
 }
 
 impl Verifier {
+    /// For keys in these places.
+    pub fn of_keys(places: impl IntoIterator<Item = Place>) -> Self {
+        let places = places.into_iter().map(|place| (place, Kind::Key)).collect();
+        Self::Closed(Ways { places, first_message: None, ticket_path: None })
+    }
+
+    fn places(&self) -> &[(Place, Kind)] {
+        match self {
+            Self::Open => &[],
+            Self::Closed(ways) => &ways.places,
+        }
+    }
+
+    /// Names of the headers that a credential may stand in.
+    pub fn headers(&self) -> impl Iterator<Item = &str> {
+        self.places().iter().filter_map(|(place, _)| match place {
+            Place::Header(name) => Some(name.as_str()),
+            Place::Bearer | Place::Basic => Some("authorization"),
+            Place::Cookie(_) | Place::Query(_) | Place::Subprotocol { .. } => None,
+        })
+    }
+
+    /// Where tickets for the route are to be had.
+    pub fn ticket_path(&self) -> Option<&str> {
+        match self {
+            Self::Open => None,
+            Self::Closed(ways) => ways.ticket_path.as_deref(),
+        }
+    }
+
+    pub fn first_message(&self) -> Option<&FirstMessage> {
+        match self {
+            Self::Open => None,
+            Self::Closed(ways) => ways.first_message.as_ref(),
+        }
+    }
+
     /// Takes the credential out of the request, where this verifier wants one.
     ///
     /// # Errors
@@ -67,81 +124,138 @@ impl Verifier {
         offered: &mut Vec<Box<str>>,
         hide: bool,
     ) -> Result<Option<Credential>, Denial> {
-        match self {
-            Self::Open => Ok(None),
-            Self::ApiKey(places) => credential::take(places, parts, offered, hide),
-        }
+        credential::take(self.places(), parts, offered, hide)
     }
-}
 
-impl Verifier {
     /// What a refusal may select of an offer, so that a browser takes it: the first item that is no credential.
     pub fn selectable<'o>(&self, offered: &'o [Box<str>]) -> Option<&'o str> {
-        let places = match self {
-            Self::Open => &[][..],
-            Self::ApiKey(places) => places,
-        };
-        credential::selectable(places, offered)
+        credential::selectable(self.places(), offered)
     }
 
     /// Whether a backend might read a header of this name (`plain`: as such backends read it) as one that a credential of
     /// this route stands in, although it is another one.
     pub fn has_alias(&self, name: &str, plain: &str) -> bool {
         let stands_for = |wanted: &str| wanted != name && plain_name(wanted) == plain;
-        match self {
-            Self::Open => false,
-            Self::ApiKey(places) => places.iter().any(|place| match place {
-                Place::Header(wanted) => stands_for(wanted.as_str()),
-                Place::Bearer | Place::Basic => stands_for("authorization"),
-                Place::Cookie(_) => stands_for("cookie"),
-                Place::Query(_) | Place::Subprotocol { .. } => false,
-            }),
-        }
+        self.places().iter().any(|(place, _)| match place {
+            Place::Header(wanted) => stands_for(wanted.as_str()),
+            Place::Bearer | Place::Basic => stands_for("authorization"),
+            Place::Cookie(_) => stands_for("cookie"),
+            Place::Query(_) | Place::Subprotocol { .. } => false,
+        })
     }
+}
+
+impl Ways {
+    /// "send the key in ... or in ...", from the route's own configuration.
+    fn missing(&self) -> String {
+        let mut ways: Vec<String> = self
+            .places
+            .iter()
+            .filter(|(_, kind)| *kind == Kind::Key)
+            .map(|(place, kind)| credential::describe(place, *kind))
+            .collect();
+        if self.first_message.is_some() {
+            ways.push("the first message".into());
+        }
+        let tickets = self.places.iter().filter(|(_, kind)| *kind == Kind::Ticket);
+        let tickets: Vec<String> = tickets.map(|(place, kind)| credential::describe(place, *kind)).collect();
+        if let Some(path) = &self.ticket_path {
+            ways.push(format!("a ticket from POST {path}, sent as {}", tickets.join(" or ")));
+        }
+        format!("this route wants a key on the WebSocket handshake itself: {}", ways.join("; or "))
+    }
+}
+
+/// What a credential is judged by.
+pub struct Facts<'f> {
+    pub keys: &'f Keys,
+    pub now: UnixTime,
+    pub tickets: Tickets<'f>,
+}
+
+/// What a ticket is judged by.
+pub struct Tickets<'f> {
+    pub signer: &'f Signer,
+    /// `None` to look at a ticket without using it up.
+    pub burned: Option<&'f Burned>,
+    pub route: &'f str,
+    /// Empty where there is none.
+    pub origin: &'f [u8],
+    pub address: IpAddr,
 }
 
 /// Turns a credential into a principal. `None` is right only where the route is open.
 ///
 /// # Errors
-/// 401: missing, invalid or expired. Unknown, disabled and not yet valid look the same from outside.
-pub fn verify(
-    verifier: &Verifier,
-    credential: Option<&Credential>,
-    keys: &Keys,
-    now: UnixTime,
-) -> Result<Principal, Denial> {
-    let places = match verifier {
+/// 401: missing, invalid or expired. Unknown, disabled, not yet valid and used up look the same from outside. 503 when
+/// more tickets are used than can be remembered.
+pub fn verify(verifier: &Verifier, credential: Option<&Credential>, facts: &Facts<'_>) -> Result<Principal, Denial> {
+    let ways = match verifier {
         Verifier::Open => return Ok(Principal(Who::Anyone)),
-        Verifier::ApiKey(places) => places,
+        Verifier::Closed(ways) => ways,
     };
-    let Some(credential) = credential else {
-        return Err(Denial::new(Reason::MissingCredential, credential::missing(places))
-            .challenge(credential::challenge(places)));
+    let challenge = credential::challenge(&ways.places);
+    let verified = match credential {
+        None => Err(Denial::new(Reason::MissingCredential, ways.missing())),
+        Some(credential) => match credential.kind() {
+            Kind::Key => by_secret(credential, facts),
+            Kind::Ticket => by_ticket(credential, facts),
+        },
     };
+    verified.map_err(|denial| denial.challenge(challenge))
+}
+
+fn by_secret(credential: &Credential, facts: &Facts<'_>) -> Result<Principal, Denial> {
     let digest = credential.digest();
-    let invalid = |cause: &'static str| {
-        Denial::new(Reason::InvalidCredential, "this credential does not open anything here")
-            .because(cause)
-            .challenge(credential::challenge(places))
-    };
-    match keys.find(&digest, now) {
-        Ok(found) if credential.user().is_some_and(|user| *user != *found.id()) => {
-            Err(invalid("the user name is not the id of the secret's key").of_key(Some(found.key().id.clone())))
-        }
-        Ok(found) => {
-            let (key, valid_until) = (found.key().clone(), found.valid_until);
-            Ok(Principal(Who::Key { key, secret: digest, valid_until }))
-        }
-        Err((why, found)) => {
-            let denial = match why {
-                Rejected::Unknown => invalid("unknown key"),
-                Rejected::Disabled => invalid("the key is disabled"),
-                Rejected::NotYetValid => invalid("the key is not valid yet"),
-                Rejected::Expired => Denial::new(Reason::ExpiredCredential, "this credential has expired")
-                    .because("past valid_until or expires_at")
-                    .challenge(credential::challenge(places)),
-            };
-            Err(denial.of_key(found.map(|found| found.key().id.clone())))
-        }
+    let found = look_up(&digest, facts)?;
+    if credential.user().is_some_and(|user| *user != *found.id()) {
+        let cause = "the user name is not the id of the secret's key";
+        return Err(invalid(cause).of_key(Some(found.key().id.clone())));
     }
+    Ok(Principal::of(found, digest))
+}
+
+fn by_ticket(credential: &Credential, facts: &Facts<'_>) -> Result<Principal, Denial> {
+    let tickets = &facts.tickets;
+    let bound = Bound { route: tickets.route, origin: Some(tickets.origin), address: Some(tickets.address) };
+    let ticket = tickets.signer.check(credential.secret().as_bytes(), &bound, facts.now).map_err(unfit)?;
+    let found = look_up(&ticket.secret, facts)?;
+    if !ticket.is_of(found.id()) {
+        return Err(invalid("the secret of this ticket is another key's by now"));
+    }
+    if let Some(burned) = tickets.burned {
+        burned.burn(&ticket, facts.now).map_err(|why| unfit(why).of_key(Some(found.key().id.clone())))?;
+    }
+    Ok(Principal::of(found, ticket.secret))
+}
+
+fn look_up<'k>(digest: &Digest, facts: &Facts<'k>) -> Result<Found<'k>, Denial> {
+    facts.keys.find(digest, facts.now).map_err(|(why, found)| {
+        let denial = match why {
+            Rejected::Unknown => invalid("unknown key"),
+            Rejected::Disabled => invalid("the key is disabled"),
+            Rejected::NotYetValid => invalid("the key is not valid yet"),
+            Rejected::Expired => expired("past valid_until or expires_at"),
+        };
+        denial.of_key(found.map(|found| found.key().id.clone()))
+    })
+}
+
+fn unfit(why: Unfit) -> Denial {
+    match why {
+        Unfit::Malformed => invalid("this is no ticket"),
+        Unfit::Foreign => invalid("the ticket is signed by nobody known, or for another route, origin or address"),
+        Unfit::Used => invalid("the ticket was used already"),
+        Unfit::Expired => expired("the ticket is past its time"),
+        Unfit::Full => Denial::new(Reason::AtCapacity, "no more tickets can be used now")
+            .because("too many used tickets are remembered"),
+    }
+}
+
+fn invalid(cause: &'static str) -> Denial {
+    Denial::new(Reason::InvalidCredential, "this credential does not open anything here").because(cause)
+}
+
+fn expired(cause: &'static str) -> Denial {
+    Denial::new(Reason::ExpiredCredential, "this credential has expired").because(cause)
 }

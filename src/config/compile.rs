@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::problem::{Faults, Path, Place, Wrong, nearest};
 use super::schema::{self, Auth, File, To};
 use super::value::{self, HostPattern, PathPattern, Piece, Target};
 use crate::admit::Conditions;
-use crate::auth::Verifier;
-use crate::route::{Route, RouteTable};
+use crate::auth::{Kind, Verifier, Ways};
+use crate::route::{Issue, Route, RouteTable};
 use crate::template::{HeaderTemplate, Part};
 use crate::upstream::Upstream;
 
@@ -66,6 +67,7 @@ pub fn routes(
     let complete = routes.iter().all(|route| route.as_ref().is_some_and(|route| route.sound));
     let mut doors = Doors { complete, ..Doors::default() };
     let mut taken: HashMap<(HostPattern, PathPattern), Place> = HashMap::new();
+    let mut desks: HashMap<(HostPattern, Box<str>), Place> = HashMap::new();
     let mut compiled = Vec::new();
     for (index, route) in routes.into_iter().enumerate() {
         let Some(route) = route else { continue };
@@ -76,7 +78,13 @@ pub fn routes(
             let says = "two routes have the same name";
             faults.between(&path.field("name"), Wrong::new(says), "the other one is at", other.place.clone());
         }
-        compiled.extend(one_route(route, &path, &upstreams, env, faults));
+        if let Some(issue) = &route.tickets
+            && let Some(other) = desks.insert((route.host.clone(), issue.path.clone()), path.place())
+        {
+            let wrong = Wrong::new("two routes issue tickets at the same host and path");
+            faults.between(&path.field("tickets").field("path"), wrong, "the other one is at", other);
+        }
+        compiled.extend(one_route(route, &path, &upstreams, env, file.tickets.ttl, faults));
     }
     let names = upstreams
         .keys()
@@ -108,7 +116,7 @@ fn door(
         route.name.as_ref()?;
     }
     let name = name_of(route).into();
-    Some(Door { name, wants_key: matches!(route.auth, Auth::ApiKey(_)), place: path.place() })
+    Some(Door { name, wants_key: matches!(route.auth, Auth::Some(_)), place: path.place() })
 }
 
 fn name_of(route: &schema::Route) -> Box<str> {
@@ -166,6 +174,7 @@ fn one_route(
     path: &Path<'_>,
     upstreams: &Upstreams,
     env: Env<'_>,
+    ttl: Duration,
     faults: &mut Faults,
 ) -> Option<Route> {
     let name = name_of(&route).into();
@@ -187,7 +196,7 @@ fn one_route(
         path: route.path,
         verifier: match route.auth {
             Auth::None => Verifier::Open,
-            Auth::ApiKey(places) => Verifier::ApiKey(places),
+            Auth::Some(ways) => Verifier::Closed(compiled_ways(ways, route.tickets.as_ref())),
         },
         conditions: Conditions {
             origins: route.allowed_origins,
@@ -196,10 +205,31 @@ fn one_route(
         },
         hide_credentials: route.hide_credentials,
         on_failure: route.on_failure,
+        tickets: route.tickets.map(|issue| compiled_issue(issue, ttl)),
         headers,
         timeouts: route.timeouts,
         upstream,
     })
+}
+
+fn compiled_ways(ways: schema::Ways, issue: Option<&schema::Issue>) -> Ways {
+    let keys = ways.key.into_iter().map(|place| (place, Kind::Key));
+    let tickets = ways.ticket.into_iter().map(|place| (place, Kind::Ticket));
+    Ways {
+        places: keys.chain(tickets).collect(),
+        first_message: ways.first_message,
+        ticket_path: issue.map(|issue| issue.path.clone()),
+    }
+}
+
+fn compiled_issue(issue: schema::Issue, ttl: Duration) -> Issue {
+    Issue {
+        path: issue.path,
+        ttl: issue.ttl.unwrap_or(ttl),
+        cookie: issue.cookie,
+        bind_origin: issue.bind_origin,
+        bind_address: issue.bind_address,
+    }
 }
 
 fn no_upstream(name: &str, upstreams: &Upstreams) -> Wrong {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::fields::{Fields, parsed};
 use super::problem::{Faults, Path, Wrong, holds_key};
-use super::schema::{self, File, Upstream};
+use super::schema::{self, File, Tickets, Upstream};
 use super::value::{self, Drain, Limits};
 use super::yaml::Node;
 use super::{keys, routes};
@@ -14,7 +14,7 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
     let fields = Fields::open(node, &schema::FILE, root, faults)?;
     let listen = listen(&fields, faults);
     let (short, upstreams) = upstreams(&fields, faults);
-    let ((limits, max_declined), (head_timeout, tcp_keepalive)) = process_bounds(&fields, faults);
+    let ((limits, max_declined, max_waiting), (head_timeout, tcp_keepalive)) = process_bounds(&fields, faults);
     let (on_revoked, on_route_removed) = live_connections(&fields, faults);
     let (mut own_keys, mut index) = (Vec::new(), 0);
     fields.list("keys", faults, |item, path, faults| {
@@ -37,6 +37,8 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
         has_routes: fields.has("routes"),
         limits,
         max_declined,
+        max_waiting,
+        tickets: tickets(&fields, faults),
         head_timeout,
         tcp_keepalive,
         on_revoked,
@@ -154,19 +156,28 @@ fn rewrites_host(text: &str) -> Result<bool, Wrong> {
 fn process_bounds(
     fields: &Fields<'_, '_>,
     faults: &mut Faults,
-) -> ((Limits, u32), (std::time::Duration, Option<std::time::Duration>)) {
+) -> ((Limits, u32, u32), (std::time::Duration, Option<std::time::Duration>)) {
     let limits = fields.below("limits", &schema::LIMITS, faults, |limits, faults| {
         let all = Limits {
             max_connections: limits.count("max_connections", faults),
             max_connections_per_address: limits.count("max_connections_per_address", faults),
             max_failed_attempts_per_minute: limits.count("max_failed_attempts_per_minute", faults),
         };
-        (all, limits.count_or_default("max_declined", faults))
+        let mut count = |name| limits.count_or_default(name, faults);
+        (all, count("max_declined"), count("max_waiting"))
     });
     let timeouts = fields.below("timeouts", &schema::TIMEOUTS, faults, |timeouts, faults| {
         (timeouts.some_duration("head", faults), timeouts.duration_or_off("tcp_keepalive", faults))
     });
     (limits, timeouts)
+}
+
+/// Who signs tickets.
+fn tickets(fields: &Fields<'_, '_>, faults: &mut Faults) -> Tickets {
+    fields.below("tickets", &schema::TICKETS, faults, |tickets, faults| Tickets {
+        secrets: keys::ticket_secrets(tickets, faults),
+        ttl: tickets.parsed_or_default("ttl", value::ticket_ttl, faults),
+    })
 }
 
 fn live_connections(fields: &Fields<'_, '_>, faults: &mut Faults) -> (std::time::Duration, std::time::Duration) {

@@ -9,11 +9,12 @@ use hashbrown::HashTable;
 
 use super::compile::{Doors, Env, unset};
 use super::problem::{Faults, FileId, Path, Place, Step, Wrong};
-use super::schema::{From, Key, KeySecret};
+use super::schema::{From, Key, KeySecret, Tickets};
 use super::source::Reader;
 use super::value::UnixTime;
 use crate::auth::api_key::{self, Keys, Taken};
-use crate::secret::Digest;
+use crate::auth::ticket::Signer;
+use crate::secret::{Digest, Secret};
 
 /// A secret is a line, not a book.
 const MAX_SECRET_FILE: u64 = 64 << 10;
@@ -239,8 +240,14 @@ fn digests(
                 warnings.value(&place, wrong);
                 Ok(plain.digest())
             }
-            From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),
-            From::File(name) => from_file(name, outside).map_err(|wrong| (item.field("file").place(), wrong)),
+            From::Env(name) => {
+                let secret = from_env(name, outside).map(|secret| secret.digest());
+                secret.map_err(|wrong| (item.field("env").place(), wrong))
+            }
+            From::File(name) => {
+                let secret = from_file(name, outside).map(|secret| secret.digest());
+                secret.map_err(|wrong| (item.field("file").place(), wrong))
+            }
         };
         match digest {
             Ok(digest) => all.push((digest, secret.valid_until)),
@@ -254,14 +261,64 @@ fn digests(
     all
 }
 
-fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
+/// A key that signs for hours is worth more guesses than one of a client.
+const MIN_TICKET_SECRET: usize = 32;
+
+/// Who signs tickets. `issues`: whether some route does so.
+pub fn signer(
+    tickets: &Tickets,
+    issues: bool,
+    root: &Path<'_>,
+    outside: &mut Outside<'_>,
+    faults: &mut Faults,
+    warnings: &mut Faults,
+) -> Signer {
+    let field = root.field("tickets");
+    let list = field.field("secrets");
+    let mut secrets = Vec::new();
+    for secret in &tickets.secrets {
+        let item = list.item(secret.index);
+        let read = match &secret.from {
+            From::Plain(plain) => {
+                let wrong = Wrong::new("a secret that signs tickets stands here in plain text");
+                warnings.value(&item.field("plain"), wrong.hint("write { env: NAME } or { file: PATH } instead"));
+                Ok(Secret::new(plain.as_bytes()))
+            }
+            From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),
+            From::File(name) => from_file(name, outside).map_err(|wrong| (item.field("file").place(), wrong)),
+            // The schema has no such form here.
+            From::Sha256(_) => continue,
+        };
+        match read {
+            Ok(secret) if secret.as_bytes().len() < MIN_TICKET_SECRET => {
+                let wrong = Wrong::new("a secret that signs tickets has at least 32 bytes");
+                faults.value(&item, wrong.hint("openssl rand -base64 32 makes one"));
+            }
+            Ok(secret) => secrets.push(secret),
+            Err((place, wrong)) => faults.place(place, wrong),
+        }
+    }
+    if issues {
+        let wrong = if tickets.secrets.is_empty() {
+            Wrong::new("tickets are signed with a random secret of this process: no other replica takes them, and none does after a restart")
+                .hint("with more than one, give all the same: tickets: { secrets: [{ env: NAME }] }")
+        } else {
+            Wrong::new("a ticket can be used once on each replica: they do not tell each other which were used")
+                .hint("keep ttl short; with one process there is nothing to do")
+        };
+        warnings.value(if tickets.secrets.is_empty() { root } else { &list }, wrong);
+    }
+    Signer::new(&secrets)
+}
+
+fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Secret, Wrong> {
     let value = (outside.env)(name).filter(|value| !value.is_empty()).ok_or_else(|| unset(name))?;
     let bytes = zeroize::Zeroizing::new(value.into_encoded_bytes());
     outside.reader.note(&bytes);
-    Ok(Digest::of(&bytes))
+    Ok(Secret::new(bytes.as_slice()))
 }
 
-fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
+fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Secret, Wrong> {
     let path = outside.base.join(name);
     let bytes = outside.reader.read(&path, MAX_SECRET_FILE).map_err(|wrong| {
         let base = if outside.base.as_os_str().is_empty() { FilePath::new(".") } else { outside.base };
@@ -274,5 +331,5 @@ fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Digest, Wrong> {
     if secret.is_empty() {
         return Err(Wrong::new("this file is empty: an empty secret would open the door to everybody"));
     }
-    Ok(Digest::of(secret))
+    Ok(Secret::new(secret))
 }

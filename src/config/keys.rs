@@ -62,6 +62,29 @@ fn secrets(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<KeySecret> {
     all
 }
 
+/// What tickets are signed with: a digest is not enough.
+pub fn ticket_secrets(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<KeySecret> {
+    let (mut all, mut index) = (Vec::new(), 0);
+    fields.list("secrets", faults, |node, path, faults| {
+        let before = faults.len();
+        let found = Fields::open(node, &schema::TICKET_SECRET, path, faults).map(|fields| {
+            let forms = [
+                fields.parsed("plain", plain, faults),
+                fields.parsed("env", env, faults),
+                fields.parsed("file", file, faults),
+            ];
+            forms.into_iter().flatten().collect::<Vec<_>>()
+        });
+        let mut found = found.unwrap_or_default();
+        if found.len() != 1 && faults.len() == before {
+            faults.value(path, Wrong::new("an entry of secrets is one secret").hint("there are plain, env and file"));
+        }
+        all.extend(found.pop().map(|from| KeySecret { index, from, valid_until: None }));
+        index += 1;
+    });
+    all
+}
+
 /// One entry of `secrets`.
 fn secret(node: &Node, index: usize, path: &Path<'_>, faults: &mut Faults) -> Option<KeySecret> {
     const FORMS: &str = "there are sha256, plain, env and file";

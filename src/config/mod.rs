@@ -4,6 +4,7 @@
 //! `schema`), and these become rules (`compile`, `keyring`). Faults are collected on the way (`problem`); only when there
 //! are some are they given lines and columns (`locate`) and printed (`report`).
 
+mod auth;
 mod chunks;
 mod compile;
 mod decode;
@@ -37,6 +38,7 @@ use self::report::{Level, Text};
 use self::source::Reader;
 pub use self::source::Sources;
 use self::yaml::Node;
+use crate::auth::ticket::Signer;
 use crate::clock::UnixTime;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
@@ -102,10 +104,20 @@ impl Load {
         drop(node);
         let (table, upstreams, doors) = compile::routes(&mut file, &root, env, &mut self.faults);
         let base = path.parent().unwrap_or(FilePath::new(""));
-        let keys = self.keys(&mut file, &root, &doors, &Surroundings { base, env, now });
+        let around = Surroundings { base, env, now };
+        let keys = self.keys(&mut file, &root, &doors, &around);
+        let issues = table.has_desks();
+        let signer = keyring::signer(
+            &file.tickets,
+            issues,
+            &root,
+            &mut around.with(&mut self.reader),
+            &mut self.faults,
+            &mut self.warnings,
+        );
         self.warn_of_proxies(&file, &root);
         let settings = Settings { listen: file.listen.clone(), admin: file.admin };
-        Some((settings, rules(file, table, upstreams, keys)))
+        Some((settings, rules(file, table, upstreams, keys, signer)))
     }
 
     /// The text of the main file.
@@ -347,6 +359,7 @@ fn rules(
     routes: RouteTable,
     upstreams: std::collections::HashSet<Arc<str>>,
     keys: crate::auth::api_key::Keys,
+    tickets: Signer,
 ) -> Rules {
     Rules {
         routes,
@@ -355,6 +368,8 @@ fn rules(
         trusted_proxies: TrustedProxies(file.trusted_proxies),
         limits: file.limits,
         max_declined: file.max_declined,
+        max_waiting: file.max_waiting,
+        tickets,
         head_timeout: file.head_timeout,
         tcp_keepalive: file.tcp_keepalive,
         on_revoked: file.on_revoked,

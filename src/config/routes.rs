@@ -2,10 +2,11 @@
 
 use http::HeaderName;
 
+use super::auth;
 use super::fields::{Fields, mismatch, parsed};
-use super::problem::{Faults, Path, Wrong, nearest};
+use super::problem::{Faults, Path, Wrong};
 use super::schema::{self, Auth, Header, Route, To};
-use super::value::{self, Encoding, HostPattern, PathPattern, Place, Shape, Target, Timeouts};
+use super::value::{self, HostPattern, PathPattern, Place, Target, Timeouts};
 use super::yaml::Node;
 
 /// Decodes one item of `routes`. What cannot be read is left out, and the route is not sound then.
@@ -29,10 +30,10 @@ pub fn of_everything((target, written): (Target, Box<str>), path: &Path<'_>, fau
 
 fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> Route {
     let allowed_origins = fields.texts("allowed_origins", faults, value::origin);
-    let auth = auth(fields, faults);
+    let (auth, tickets) = auth::read(fields, faults);
     // A browser sends cookies along with whatever page asks for the connection.
-    if let Auth::ApiKey(places) = &auth
-        && places.iter().any(|place| matches!(place, Place::Cookie(_)))
+    if let Auth::Some(ways) = &auth
+        && ways.key.iter().any(|place| matches!(place, Place::Cookie(_)))
         && allowed_origins.is_none()
     {
         let wrong = Wrong::new("a key in a cookie needs allowed_origins: any page could use it otherwise");
@@ -50,6 +51,7 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         path: fields.parsed("path", value::path_pattern, faults).unwrap_or(PathPattern::Any),
         upstream,
         auth,
+        tickets,
         allowed_origins,
         hide_credentials: fields.flag("hide_credentials", faults),
         on_failure: fields.parsed_or_default("on_failure", value::on_failure, faults),
@@ -82,167 +84,6 @@ fn timeouts(fields: &Fields<'_, '_>, faults: &mut Faults) -> Timeouts {
         max_lifetime: fields.duration_or_off("max_lifetime", faults),
         half_close: fields.some_duration("half_close", faults),
     }
-}
-
-/// `none`, `api_key`, `{ api_key: ... }`, or a list of such.
-fn auth(fields: &Fields<'_, '_>, faults: &mut Faults) -> Auth {
-    let path = fields.at.field("auth");
-    let mut found = None;
-    match fields.get("auth") {
-        None => {}
-        Some(Node::Text(word)) if word.as_str() == "none" => return Auth::None,
-        Some(Node::List(items)) => {
-            if items.is_empty() {
-                let wrong = Wrong::new("this list names no way to prove who is calling");
-                faults.value(&path, wrong.hint("leave auth out for API keys, or write auth: none to let everybody in"));
-            }
-            for (index, item) in items.iter().enumerate() {
-                let path = path.item(index);
-                let places = kind(item, &path, faults);
-                if found.is_some() && places.is_some() {
-                    let wrong = Wrong::new("there can be only one api_key entry");
-                    faults.value(&path, wrong.hint("list all places in its extract_from"));
-                }
-                found = found.or(places);
-            }
-        }
-        Some(node) => found = kind(node, &path, faults),
-    }
-    // Without a word about it, or with a faulty one, a route wants keys.
-    Auth::ApiKey(found.unwrap_or_else(default_places))
-}
-
-/// One entry of `auth`.
-fn kind(node: &Node, path: &Path<'_>, faults: &mut Faults) -> Option<Vec<Place>> {
-    match node {
-        Node::Text(word) if word.as_str() == "api_key" => Some(default_places()),
-        Node::Text(word) => {
-            faults.value(path, unknown_kind(word));
-            None
-        }
-        node => {
-            let fields = Fields::open(node, &schema::AUTH, path, faults)?;
-            let node = fields.required("api_key", "write { api_key: { extract_from: [...] } }", faults)?;
-            let path = path.field("api_key");
-            let fields = Fields::open(node, &schema::API_KEY, &path, faults)?;
-            Some(places(&fields, faults))
-        }
-    }
-}
-
-fn unknown_kind(word: &str) -> Wrong {
-    if word == "none" {
-        return Wrong::new("none stands alone: a route is open, or it is not").hint("write auth: none");
-    }
-    if schema::AUTH.later.contains(&word) {
-        return Wrong::new("this is not supported by this version").hint("use api_key");
-    }
-    let wrong = Wrong::new("there is no such kind of auth");
-    if schema::PLACE.words.contains(&word) {
-        return wrong.hint(format!("write auth: [{{ api_key: {{ extract_from: [{word}] }} }}]"));
-    }
-    match nearest(word, ["none", "api_key"]) {
-        Some(near) => wrong.hint(format!("did you mean \"{near}\"?")),
-        None => wrong.hint("there are api_key and none"),
-    }
-}
-
-fn default_places() -> Vec<Place> {
-    let [(_, header), (_, marker)] = schema::DEFAULT_PLACES;
-    let shape = Shape::Pair { marker: marker.into(), any_case: false };
-    let header = value::credential_header(header).map(Place::Header);
-    header.into_iter().chain([Place::Subprotocol { shape, encoding: Encoding::Raw }]).collect()
-}
-
-fn places(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<Place> {
-    let mut all = Vec::new();
-    let mut add = |node: &Node, path: &Path<'_>, faults: &mut Faults| {
-        let Some(place) = place(node, path, faults) else { return };
-        if all.contains(&place) {
-            faults.value(path, Wrong::new("this place stands twice").hint("keep one of them"));
-        }
-        all.push(place);
-    };
-    let path = fields.at.field("extract_from");
-    match fields.get("extract_from") {
-        None => return default_places(),
-        Some(Node::List(items)) if items.is_empty() => {
-            faults
-                .value(&path, Wrong::new("this list names no place").hint("leave extract_from out for the usual ones"));
-        }
-        Some(Node::List(items)) => {
-            for (index, item) in items.iter().enumerate() {
-                add(item, &path.item(index), faults);
-            }
-        }
-        Some(node) => add(node, &path, faults),
-    }
-    all
-}
-
-/// One entry of `extract_from`.
-fn place(node: &Node, path: &Path<'_>, faults: &mut Faults) -> Option<Place> {
-    match node {
-        Node::Text(word) if word.as_str() == "bearer" => return Some(Place::Bearer),
-        Node::Text(word) if word.as_str() == "basic" => return Some(Place::Basic),
-        Node::Text(_) => {
-            let wrong = Wrong::new("there is no such place");
-            faults.value(path, wrong.hint(PLACES));
-            return None;
-        }
-        _ => {}
-    }
-    let before = faults.len();
-    let fields = Fields::open(node, &schema::PLACE, path, faults)?;
-    let found: Vec<Place> = [
-        fields.parsed("header", value::credential_header, faults).map(Place::Header),
-        fields.parsed("query", value::parameter, faults).map(Place::Query),
-        fields.parsed("cookie", value::token, faults).map(Place::Cookie),
-        fields.get("subprotocol").and_then(|node| subprotocol(node, &path.field("subprotocol"), faults)),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    only(found, "one entry is one place", PLACES, path, before, faults)
-}
-
-const PLACES: &str =
-    "there are bearer, basic, { header: NAME }, { subprotocol: ... }, { query: NAME } and { cookie: NAME }";
-
-fn subprotocol(node: &Node, path: &Path<'_>, faults: &mut Faults) -> Option<Place> {
-    const FORMS: &str = "there are { pair: x-api-key }, { prefix: \"key.\" } and { preset: kubernetes }";
-    let before = faults.len();
-    let fields = Fields::open(node, &schema::SUBPROTOCOL, path, faults)?;
-    let encoding = fields.parsed_or_default("encoding", value::encoding, faults);
-    let preset = fields.parsed("preset", value::preset, faults);
-    if preset.is_some() && fields.has("encoding") {
-        let wrong = Wrong::new("a preset has its own encoding");
-        faults.value(&path.field("encoding"), wrong.hint("leave encoding out"));
-    }
-    let pair = fields.parsed("pair", value::token, faults);
-    let prefix = fields.parsed("prefix", value::token, faults);
-    let shapes = [
-        pair.map(|marker| (Shape::Pair { marker, any_case: false }, encoding)),
-        prefix.map(|prefix| (Shape::Prefix(prefix), encoding)),
-        preset,
-    ];
-    let found = only(shapes.into_iter().flatten().collect(), "give one of them", FORMS, path, before, faults);
-    found.map(|(shape, encoding)| Place::Subprotocol { shape, encoding })
-}
-
-/// The only one of the alternatives that a map may hold.
-fn only<T>(
-    mut found: Vec<T>,
-    says: &'static str,
-    hint: &'static str,
-    path: &Path<'_>,
-    before: usize,
-    faults: &mut Faults,
-) -> Option<T> {
-    if found.len() != 1 && faults.len() == before {
-        faults.value(path, Wrong::new(says).hint(hint));
-    }
-    if found.is_empty() { None } else { Some(found.swap_remove(0)) }
 }
 
 /// `identity_headers` and `set_headers`: names that mean one header to a service may stand only once in both.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::value::{
-    Digest, Drain, HostPattern, IpNet, Limits, OnFailure, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts,
-    UnixTime,
+    Cookie, Digest, Drain, FirstMessage, HostPattern, IpNet, Limits, OnFailure, Origin, PathPattern, Piece, Place,
+    Secret, Target, Timeouts, UnixTime,
 };
 
 /// One map of the file.
@@ -83,7 +83,7 @@ const fn fields(fields: &'static [Field]) -> Section {
 }
 
 pub static FILE: Section = Section {
-    later: &["tickets", "tls", "proxy_protocol"],
+    later: &["tls", "proxy_protocol"],
     may_be_empty: &["keys", "key_files"],
     ..fields(&[
         section("listen", &LISTEN),
@@ -93,6 +93,7 @@ pub static FILE: Section = Section {
         Field { name: "upstreams", default: "", below: Below::Named(&Below::Section(&UPSTREAM)), shown: Shown::Yes },
         hidden("keys", Below::Section(&KEY)),
         value("key_files", ""),
+        section("tickets", &TICKETS),
         section("routes", &ROUTE),
         section("limits", &LIMITS),
         section("timeouts", &TIMEOUTS),
@@ -140,13 +141,14 @@ pub static SECRET: Section = Section {
 };
 
 pub static ROUTE: Section = Section {
-    later: &["tickets", "http", "priority", "tls"],
+    later: &["http", "priority", "tls"],
     ..fields(&[
         value("name", ""),
         value("host", ""),
         value("path", ""),
         value("upstream", ""),
         section("auth", &AUTH),
+        section("tickets", &ROUTE_TICKETS),
         value("allowed_origins", ""),
         value("hide_credentials", "true"),
         value("on_failure", "http"),
@@ -159,16 +161,53 @@ pub static ROUTE: Section = Section {
 
 pub static AUTH: Section = Section {
     words: &["none"],
-    later: &["ticket", "jwt", "forward_auth", "client_certificate"],
-    ..fields(&[section("api_key", &API_KEY)])
+    later: &["jwt", "forward_auth", "client_certificate"],
+    ..fields(&[section("api_key", &API_KEY), section("ticket", &TICKET)])
 };
 
-pub static API_KEY: Section = fields(&[section("extract_from", &PLACE)]);
+pub static API_KEY: Section = fields(&[section("extract_from", &KEY_PLACE)]);
 
-pub static PLACE: Section = Section {
+pub static TICKET: Section = fields(&[section("extract_from", &TICKET_PLACE)]);
+
+/// Who signs tickets.
+pub static TICKETS: Section = fields(&[hidden("secrets", Below::Section(&TICKET_SECRET)), value("ttl", "30s")]);
+
+pub static TICKET_SECRET: Section = Section {
+    private: true,
+    ..fields(&[hidden("plain", Below::Value), hidden("env", Below::Value), hidden("file", Below::Value)])
+};
+
+/// Where and how a route issues them.
+pub static ROUTE_TICKETS: Section =
+    fields(&[value("path", ""), value("ttl", ""), section("cookie", &TICKET_COOKIE), value("bind", "")]);
+
+pub static TICKET_COOKIE: Section = fields(&[value("name", ""), value("secure", "true")]);
+
+pub static KEY_PLACE: Section = Section {
     words: &["bearer", "basic"],
-    later: &["first_message"],
-    ..fields(&[value("header", ""), section("subprotocol", &SUBPROTOCOL), value("query", ""), value("cookie", "")])
+    ..fields(&[
+        value("header", ""),
+        section("subprotocol", &SUBPROTOCOL),
+        value("query", ""),
+        value("cookie", ""),
+        section("first_message", &FIRST_MESSAGE),
+    ])
+};
+
+pub static TICKET_PLACE: Section =
+    fields(&[value("header", ""), section("subprotocol", &SUBPROTOCOL), value("query", ""), value("cookie", "")]);
+
+pub static FIRST_MESSAGE: Section = Section {
+    words: &["graphql-transport-ws"],
+    ..fields(&[
+        value("preset", ""),
+        value("format", ""),
+        value("json", ""),
+        value("subprotocol", ""),
+        value("forward", "false"),
+        value("timeout", "5s"),
+        value("max_bytes", "4KiB"),
+    ])
 };
 
 pub static SUBPROTOCOL: Section =
@@ -195,6 +234,7 @@ pub static LIMITS: Section = fields(&[
     value("max_connections_per_address", ""),
     value("max_failed_attempts_per_minute", ""),
     value("max_declined", "1000"),
+    value("max_waiting", "1000"),
 ]);
 
 pub static TIMEOUTS: Section = fields(&[value("head", "10s"), value("tcp_keepalive", "60s")]);
@@ -210,6 +250,8 @@ pub static DRAIN: Section = fields(&[value("timeout", "60s"), value("spread", "3
 
 /// What an api_key entry looks for when it does not say.
 pub const DEFAULT_PLACES: [(&str, &str); 2] = [("header", "X-Api-Key"), ("pair", "x-api-key")];
+/// What a ticket is looked for as, in the query and in the subprotocol list, by a route that does not say.
+pub const DEFAULT_TICKET_NAME: &str = "ticket";
 /// The identity header of a route that names none.
 pub const DEFAULT_IDENTITY: (&str, &str) = ("X-Auth-Key-Id", "{id}");
 
@@ -229,6 +271,8 @@ pub struct File {
     pub has_routes: bool,
     pub limits: Limits,
     pub max_declined: u32,
+    pub max_waiting: u32,
+    pub tickets: Tickets,
     pub head_timeout: Duration,
     pub tcp_keepalive: Option<Duration>,
     pub on_revoked: Duration,
@@ -250,6 +294,7 @@ pub struct Route {
     pub path: PathPattern,
     pub upstream: Option<To>,
     pub auth: Auth,
+    pub tickets: Option<Issue>,
     pub allowed_origins: Option<Vec<Origin>>,
     pub hide_credentials: bool,
     pub on_failure: OnFailure,
@@ -267,7 +312,29 @@ pub enum To {
 
 pub enum Auth {
     None,
-    ApiKey(Vec<Place>),
+    Some(Ways),
+}
+
+/// What a route's `auth` says, or what holds where it says nothing.
+pub struct Ways {
+    pub key: Vec<Place>,
+    pub first_message: Option<FirstMessage>,
+    pub ticket: Vec<Place>,
+}
+
+/// Who signs tickets.
+pub struct Tickets {
+    pub secrets: Vec<KeySecret>,
+    pub ttl: Duration,
+}
+
+/// How a route issues them.
+pub struct Issue {
+    pub path: Box<str>,
+    pub ttl: Option<Duration>,
+    pub cookie: Option<Cookie>,
+    pub bind_origin: bool,
+    pub bind_address: bool,
 }
 
 pub struct Header {

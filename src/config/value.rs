@@ -11,10 +11,11 @@ use http::uri::PathAndQuery;
 use super::problem::{Wrong, holds_key, nearest};
 pub use crate::admit::Origin;
 pub use crate::auth::credential::{Encoding, Place, Shape};
+pub use crate::auth::first_message::{FirstMessage, Format};
 pub use crate::clock::UnixTime;
 use crate::fields;
 pub use crate::limit::Limits;
-pub use crate::route::{HostPattern, OnFailure, PathPattern, Timeouts};
+pub use crate::route::{Cookie, HostPattern, OnFailure, PathPattern, Timeouts};
 pub use crate::rules::Drain;
 pub use crate::secret::{Digest, Secret};
 pub use crate::upstream::Endpoint;
@@ -63,6 +64,23 @@ pub fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
         }
         other => other.map(Some),
     }
+}
+
+/// `512B`, `4KiB`, `1MiB`, `1GiB`: bytes.
+pub fn size(text: &str) -> Parsed<u64> {
+    const UNITS: &str = "write a whole number and one unit: 512B, 4KiB, 1MiB or 1GiB";
+    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "" if !number.is_empty() => return Err(Wrong::new("this size has no unit").hint(UNITS)),
+        _ => return Err(Wrong::new("this is not a size").hint(UNITS)),
+    };
+    let total = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    total.filter(|total| *total > 0).ok_or_else(|| Wrong::new("this is not a size").hint(UNITS))
 }
 
 /// `2027-10-01T00:00:00Z`, or `2027-12-31` for the moment at which that day begins in UTC.
@@ -393,6 +411,56 @@ pub fn on_failure(text: &str) -> Parsed<OnFailure> {
         _ => Err(Wrong::new("this must be http, close or auto")
             .hint("close tells page code by a close code, auto does so for browsers only")),
     }
+}
+
+/// How long a ticket is good for.
+pub fn ticket_ttl(text: &str) -> Parsed<Duration> {
+    let ttl = duration(text)?;
+    if ttl < Duration::from_secs(1) || ttl > Duration::from_secs(3600) {
+        return Err(Wrong::new("a ticket is good for 1s to 1h").hint("30s is enough to dial"));
+    }
+    Ok(ttl)
+}
+
+/// What a ticket may be bound to.
+pub fn ticket_bind(text: &str) -> Parsed<&'static str> {
+    match text {
+        "origin" => Ok("origin"),
+        "address" => Ok("address"),
+        _ => Err(Wrong::new("a ticket can be bound to origin and address").hint("write bind: [origin, address]")),
+    }
+}
+
+/// A usual form of first messages: its subprotocol, and where the key is.
+pub fn first_message_preset(text: &str) -> Parsed<(&'static str, Format)> {
+    match text {
+        "graphql-transport-ws" => Ok(("graphql-transport-ws", Format::Json("/payload/token".into()))),
+        _ => Err(Wrong::new("there is no such preset").hint("there is graphql-transport-ws")),
+    }
+}
+
+/// The whole message is the key.
+pub fn message_format(text: &str) -> Parsed<Format> {
+    match text {
+        "text" => Ok(Format::Text),
+        _ => Err(Wrong::new("this must be text").hint("for JSON write json: and a pointer, such as /payload/token")),
+    }
+}
+
+/// RFC 6901.
+pub fn json_pointer(text: &str) -> Parsed<Box<str>> {
+    let is_escaped = |part: &str| part.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    if text.starts_with('/') && text.len() <= MAX_NAME && is_escaped(text) {
+        return Ok(text.into());
+    }
+    Err(Wrong::new("this is not a JSON pointer").hint("write /payload/token for the field token of the field payload"))
+}
+
+/// What a first message may have.
+pub fn message_size(text: &str) -> Parsed<usize> {
+    const MOST: u64 = 64 << 10;
+    let wrong = || Wrong::new("a first message has at most 64KiB").hint("4KiB is enough for a key");
+    usize::try_from(size(text)?).ok().filter(|size| *size as u64 <= MOST).ok_or_else(wrong)
 }
 
 pub fn encoding(text: &str) -> Parsed<Encoding> {

@@ -192,6 +192,20 @@ impl Entry {
         );
     }
 
+    /// A ticket was handed out. Whatever it opens has an id of its own.
+    pub fn issued(&self) {
+        info!(
+            id = &*self.id,
+            route = self.route.as_deref(),
+            key = self.key.as_deref(),
+            caller = %self.caller,
+            host = self.host.as_deref(),
+            path = self.path.as_deref(),
+            origin = self.origin.as_deref(),
+            "ticket issued"
+        );
+    }
+
     /// The upstream said no, in its own words.
     pub fn passed_through(&self, status: u16) {
         info!(

@@ -17,7 +17,8 @@ use http::{HeaderName, Request};
 
 use wsbouncer::auth::api_key::{Key, Keys};
 use wsbouncer::auth::credential::{Encoding, Place, Shape, take};
-use wsbouncer::auth::{Credential, Verifier, verify};
+use wsbouncer::auth::ticket::Signer;
+use wsbouncer::auth::{Credential, Facts, Kind, Tickets, Verifier, verify};
 use wsbouncer::clock::UnixTime;
 use wsbouncer::config::{self, Config};
 use wsbouncer::frame::Follower;
@@ -110,11 +111,15 @@ fn request(target: &str, name: &str, value: &str) -> Parts {
 }
 
 /// Where a route looks, the request, and the subprotocols that it offers.
-type Shown = (Vec<Place>, Parts, Vec<Box<str>>);
+type Shown = (Vec<(Place, Kind)>, Parts, Vec<Box<str>>);
 
 /// The usual places of a route.
 fn usual_setup(parts: Parts, offered: &[&str]) -> Shown {
-    (vec![header_place(), pair_place()], parts, offered.iter().map(|item| (*item).into()).collect())
+    (
+        vec![(header_place(), Kind::Key), (pair_place(), Kind::Key)],
+        parts,
+        offered.iter().map(|item| (*item).into()).collect(),
+    )
 }
 
 fn header_setup() -> Shown {
@@ -127,12 +132,12 @@ fn subprotocol_setup() -> Shown {
 
 fn query_setup() -> Shown {
     let parts = request(&format!("/chat?room=7&api_key={KEY}&x=1"), "accept", "*/*");
-    (vec![Place::Query("api_key".into())], parts, vec![])
+    (vec![(Place::Query("api_key".into()), Kind::Key)], parts, vec![])
 }
 
 fn cookie_setup() -> Shown {
     let parts = request("/chat", "cookie", &format!("theme=dark; session={KEY}; consent=1"));
-    (vec![Place::Cookie("session".into())], parts, vec![])
+    (vec![(Place::Cookie("session".into()), Kind::Key)], parts, vec![])
 }
 
 #[library_benchmark]
@@ -195,7 +200,7 @@ fn verify_setup() -> (Verifier, Credential, Keys) {
     keys.add(&key("mine"), &[(Digest::of(KEY.as_bytes()), None)]).unwrap();
     let (places, mut parts, mut offered) = header_setup();
     let credential = take(&places, &mut parts, &mut offered, true).unwrap().unwrap();
-    (Verifier::ApiKey(places), credential, keys)
+    (Verifier::of_keys(places.into_iter().map(|(place, _)| place)), credential, keys)
 }
 
 // From a credential to a principal: the digest (by code without special instructions, as valgrind knows none), and one
@@ -203,7 +208,10 @@ fn verify_setup() -> (Verifier, Credential, Keys) {
 #[library_benchmark]
 #[bench::good(verify_setup())]
 fn verify_key((verifier, credential, keys): (Verifier, Credential, Keys)) -> impl Sized {
-    let principal = verify(&verifier, Some(black_box(&credential)), &keys, NOW).unwrap();
+    let (signer, address) = (Signer::new(&[]), std::net::Ipv4Addr::LOCALHOST.into());
+    let tickets = Tickets { signer: &signer, burned: None, route: "main", origin: b"", address };
+    let facts = Facts { keys: &keys, now: NOW, tickets };
+    let principal = verify(&verifier, Some(black_box(&credential)), &facts).unwrap();
     (principal, verifier, credential, keys)
 }
 

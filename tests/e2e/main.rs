@@ -17,4 +17,5 @@ mod logs;
 mod relay;
 mod reload;
 mod subprotocol;
+mod tickets;
 mod upstream;
