@@ -13,12 +13,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::auth::first_message::FirstMessage;
+use crate::denial::{Denial, Reason};
 use crate::end::{Cause, End};
+use crate::first_message::{self, First, Intake};
 use crate::frame::Follower;
 use crate::head::{self, Fault};
 use crate::log::{self, Entry};
 use crate::peer::Peer;
-use crate::proxy::{Opened, Proxy, Reply};
+use crate::proxy::{Asked, Opened, Proxy, Reply};
 use crate::relay::Relay;
 use crate::socket::Socket;
 use crate::tunnels::Seat;
@@ -120,8 +123,9 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
             }
             begin(client, early, &answer, opened, &proxy).await
         }
+        Reply::Asked(answer, asked) => Box::pin(hear(client, early, &answer, *asked, &proxy)).await,
         Reply::Declined(answer, _place) => {
-            decline(client, &early, &answer).await;
+            turn_away(client, &early, &answer).await;
             None
         }
         Reply::Closed(answer) => {
@@ -152,9 +156,9 @@ fn has_body(headers: &http::HeaderMap) -> bool {
 async fn begin(mut client: Socket, early: Vec<u8>, answer: &[u8], opened: Opened, proxy: &Proxy) -> Option<Tunnel> {
     let why = match timeout(ANSWER, client.write_all(answer)).await {
         Ok(Ok(())) => {
-            let Opened { seat, upstream, mut start, bounds } = opened;
-            start.from_client = early;
-            return Some(Tunnel { relay: Relay::new(client, upstream, &start, bounds), seat });
+            let mut opened = opened;
+            opened.start.from_client = early;
+            return Some(relay(client, opened));
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the client did not read the answer".to_owned(),
@@ -176,8 +180,90 @@ async fn refuse(mut client: Socket, answer: &[u8], is_more_to_come: bool) {
     }
 }
 
+/// Says yes to the handshake, and waits for the message that says who it is. Only who is good by it gets a tunnel.
+async fn hear(mut client: Socket, early: Vec<u8>, answer: &[u8], asked: Asked, proxy: &Proxy) -> Option<Tunnel> {
+    let wanted = asked.wanted()?;
+    let message = first_message(&mut client, &early, answer, wanted);
+    let heard = tokio::select! {
+        biased;
+        heard = timeout(wanted.timeout, message) => heard.unwrap_or(Err(Unheard::Late)),
+        () = proxy.tunnels.drain_begun() => Err(Unheard::Drain),
+    };
+    let close = match heard {
+        Ok(first) => {
+            let is_more_to_come = !first.rest.is_empty();
+            let opened = tokio::select! {
+                biased;
+                opened = proxy.hear(asked, first) => opened,
+                () = client.hung_up(), if !is_more_to_come => {
+                    debug!("the client hung up after its first message");
+                    return None;
+                }
+            };
+            match opened {
+                Ok(opened) => return Some(relay(client, opened)),
+                Err(close) => close,
+            }
+        }
+        Err(Unheard::Gone) => {
+            debug!("the client went before its first message");
+            return None;
+        }
+        Err(Unheard::Late) => {
+            let denial = Denial::new(Reason::RequestTimeout, "the first message did not arrive in time");
+            proxy.not_heard(&asked, &denial)
+        }
+        Err(Unheard::Drain) => proxy.not_heard(&asked, &Denial::new(Reason::Draining, "this proxy is about to stop")),
+        Err(Unheard::Fault(fault)) => {
+            let denial = Denial::new(Reason::BadFirstMessage, fault.says()).closing_with(fault.close_code());
+            proxy.not_heard(&asked, &denial)
+        }
+    };
+    turn_away(client, &[], &close).await;
+    None
+}
+
+/// Why there is no first message.
+enum Unheard {
+    Gone,
+    Late,
+    Drain,
+    Fault(first_message::Fault),
+}
+
+async fn first_message(
+    client: &mut Socket,
+    early: &[u8],
+    answer: &[u8],
+    wanted: &FirstMessage,
+) -> Result<First, Unheard> {
+    client.write_all(answer).await.map_err(|_| Unheard::Gone)?;
+    let mut intake = Intake::new(wanted.max_bytes);
+    let mut taken = intake.take(early);
+    let mut buffer = vec![0; 1024];
+    loop {
+        let first = taken.map_err(Unheard::Fault)?;
+        let pongs = intake.take_answers();
+        if !pongs.is_empty() {
+            client.write_all(&pongs).await.map_err(|_| Unheard::Gone)?;
+        }
+        if let Some(first) = first {
+            return Ok(first);
+        }
+        match client.read(&mut buffer).await {
+            Ok(0) | Err(_) => return Err(Unheard::Gone),
+            Ok(count) => taken = intake.take(&buffer[..count]),
+        }
+    }
+}
+
+fn relay(client: Socket, opened: Opened) -> Tunnel {
+    let Opened { seat, upstream, start, bounds } = opened;
+    Tunnel { relay: Relay::new(client, upstream, &start, bounds), seat }
+}
+
 /// Says no in a Close frame, and waits for the client's own, so that its page gets to read the code.
-async fn decline(mut client: Socket, early: &[u8], answer: &[u8]) {
+async fn turn_away(mut client: Socket, early: &[u8], answer: &[u8]) {
     if !matches!(timeout(ANSWER, client.write_all(answer)).await, Ok(Ok(()))) {
         return;
     }

@@ -13,6 +13,7 @@ use crate::answer::{Answer, Draft};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     BadHandshake,
+    BadFirstMessage,
     ConflictingCredentials,
     AmbiguousPath,
     MissingCredential,
@@ -36,8 +37,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::BadHandshake,
+        Self::BadFirstMessage,
         Self::ConflictingCredentials,
         Self::AmbiguousPath,
         Self::MissingCredential,
@@ -63,6 +65,7 @@ impl Reason {
     pub fn word(self) -> &'static str {
         match self {
             Self::BadHandshake => "bad_handshake",
+            Self::BadFirstMessage => "bad_first_message",
             Self::ConflictingCredentials => "conflicting_credentials",
             Self::AmbiguousPath => "ambiguous_path",
             Self::MissingCredential => "missing_credential",
@@ -88,7 +91,9 @@ impl Reason {
 
     pub fn status(self) -> StatusCode {
         match self {
-            Self::BadHandshake | Self::ConflictingCredentials | Self::AmbiguousPath => StatusCode::BAD_REQUEST,
+            Self::BadHandshake | Self::BadFirstMessage | Self::ConflictingCredentials | Self::AmbiguousPath => {
+                StatusCode::BAD_REQUEST
+            }
             Self::MissingCredential | Self::InvalidCredential | Self::ExpiredCredential => StatusCode::UNAUTHORIZED,
             Self::NotAllowedOnRoute | Self::OriginNotAllowed | Self::AddressNotAllowed => StatusCode::FORBIDDEN,
             Self::NoRoute => StatusCode::NOT_FOUND,
@@ -109,6 +114,7 @@ impl Reason {
             Self::TooManyConnections | Self::Draining | Self::AtCapacity => Some("5"),
             Self::TooManyAttempts => Some("60"),
             Self::BadHandshake
+            | Self::BadFirstMessage
             | Self::ConflictingCredentials
             | Self::AmbiguousPath
             | Self::MissingCredential
@@ -145,6 +151,8 @@ pub struct Denial {
     challenge: Option<&'static str>,
     /// `Allow`, for a 405.
     allow: &'static str,
+    /// Of a Close frame, where the framing itself was wrong.
+    close: Option<u16>,
 }
 
 impl Denial {
@@ -157,6 +165,7 @@ impl Denial {
             key: None,
             challenge: None,
             allow: "GET",
+            close: None,
         }
     }
 
@@ -197,7 +206,22 @@ impl Denial {
     /// The code by which a page learns of it, where the handshake is completed to be closed: the status, among the codes
     /// that are free for private use (RFC 6455 section 7.4.2).
     pub fn close_code(&self) -> u16 {
-        4000 + self.status.as_u16()
+        self.close.unwrap_or(4000 + self.status.as_u16())
+    }
+
+    /// The code where the handshake was completed long before, so that what failed since is like a tunnel that ends.
+    pub fn late_close_code(&self) -> u16 {
+        match self.reason {
+            Reason::UpstreamUnreachable | Reason::UpstreamBadHandshake => 1014,
+            Reason::UpstreamTimeout | Reason::AtCapacity => 1013,
+            Reason::Draining => 1012,
+            _ => self.close_code(),
+        }
+    }
+
+    #[must_use]
+    pub fn closing_with(self, code: u16) -> Self {
+        Self { close: Some(code), ..self }
     }
 
     /// The answer (RFC 9457). It ends the connection, as every answer but a 101 does.

@@ -37,7 +37,12 @@ enum Close {
 
 /// Two bytes, eight of length, four of mask.
 const MAX_HEADER: usize = 14;
-const OPCODE_CLOSE: u8 = 8;
+pub const OPCODE_CONTINUATION: u8 = 0;
+pub const OPCODE_TEXT: u8 = 1;
+pub const OPCODE_BINARY: u8 = 2;
+pub const OPCODE_CLOSE: u8 = 8;
+pub const OPCODE_PING: u8 = 9;
+pub const OPCODE_PONG: u8 = 10;
 const BETWEEN: State = State::Header { bytes: [0; MAX_HEADER], have: 0 };
 
 impl Follower {
@@ -196,21 +201,77 @@ fn header_length(second: u8) -> usize {
 /// ours and far below the 123 bytes that fit.
 pub fn close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let payload: Vec<u8> = code.to_be_bytes().into_iter().chain(reason.bytes().take(123)).collect();
-    let mut frame = Vec::with_capacity(payload.len() + 6);
-    let length = u8::try_from(payload.len()).unwrap_or(125);
-    frame.push(0x80 | OPCODE_CLOSE);
-    match mask {
-        None => {
-            frame.push(length);
-            frame.extend_from_slice(&payload);
+    control(OPCODE_CLOSE, &payload, mask)
+}
+
+/// A control frame: at most 125 bytes of payload.
+pub fn control(opcode: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+    write(opcode, &payload[..payload.len().min(125)], mask)
+}
+
+/// A text message in one frame, as a client sends it.
+pub fn text(text: &str, mask: [u8; 4]) -> Vec<u8> {
+    write(OPCODE_TEXT, text.as_bytes(), Some(mask))
+}
+
+fn write(opcode: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(payload.len() + MAX_HEADER);
+    let bit = if mask.is_some() { 0x80 } else { 0 };
+    frame.push(0x80 | opcode);
+    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+        (Ok(length), _) if length < 126 => frame.push(bit | length),
+        (_, Ok(length)) => {
+            frame.push(bit | 126);
+            frame.extend_from_slice(&length.to_be_bytes());
         }
+        _ => {
+            frame.push(bit | 127);
+            frame.extend_from_slice(&(payload.len() as u64).to_be_bytes());
+        }
+    }
+    match mask {
+        None => frame.extend_from_slice(payload),
         Some(mask) => {
-            frame.push(0x80 | length);
             frame.extend_from_slice(&mask);
             frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
         }
     }
     frame
+}
+
+/// A frame's header, read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    pub is_final: bool,
+    /// Whether one of the reserved bits is set.
+    pub reserved: bool,
+    pub opcode: u8,
+    pub length: u64,
+    pub mask: Option<[u8; 4]>,
+    /// Bytes of the header itself.
+    pub size: usize,
+}
+
+impl Header {
+    /// `None` while it is not whole.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let (&[first, second], _) = bytes.split_first_chunk()?;
+        let size = header_length(second);
+        let rest = bytes.get(2..size)?;
+        let is_masked = second & 0x80 != 0;
+        let (length, mask) = rest.split_at(rest.len() - if is_masked { 4 } else { 0 });
+        Some(Self {
+            is_final: first & 0x80 != 0,
+            reserved: first & 0x70 != 0,
+            opcode: first & 0x0f,
+            length: match second & 0x7f {
+                short @ 0..126 => u64::from(short),
+                _ => length.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
+            },
+            mask: mask.try_into().ok(),
+            size,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -132,6 +132,22 @@ impl Upgrade {
         &self.accept
     }
 
+    /// Offers the upstream this subprotocol alone, and no extension: our 101 has named it before the upstream is asked.
+    ///
+    /// # Errors
+    /// 400 `bad_handshake` if the client has not offered it.
+    pub fn narrow(&mut self, wanted: Option<&str>) -> Result<(), Denial> {
+        if let Some(wanted) = wanted
+            && !self.protocols.iter().any(|offered| **offered == *wanted)
+        {
+            let detail = format!("this route wants its subprotocol to be offered: new WebSocket(url, [\"{wanted}\"])");
+            return Err(Denial::new(Reason::BadHandshake, detail));
+        }
+        self.protocols = wanted.map(Into::into).into_iter().collect();
+        self.extensions.clear();
+        Ok(())
+    }
+
     /// Refuses what a browser could not accept whatever the upstream says: a credential as the only subprotocol leaves
     /// nothing to select, and the credential itself is never echoed.
     ///

@@ -1,42 +1,78 @@
 //! Tickets over the counter: an authenticated plain request gets what opens one handshake a moment later (design
 //! section 7). Pages ask for them with `fetch()`, so what a browser wants of a request to another origin is answered too.
 
-use http::header::{HeaderMap, HeaderValue, ORIGIN};
+use std::sync::Arc;
+
+use http::header::{HeaderMap, HeaderValue, ORIGIN, UPGRADE};
 use http::request::Parts;
 use http::{Method, StatusCode};
 use serde::Serialize;
 
-use crate::admit::{Conditions, check_origin};
+use crate::admit::{Conditions, Door, allow, check_origin};
 use crate::answer::{Answer, Draft};
 use crate::auth::ticket::{Bound, Signer};
-use crate::auth::{Principal, Verifier};
+use crate::auth::{Credential, Kind, Principal, Verifier};
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
+use crate::log::Entry;
 use crate::peer::Caller;
 use crate::route::{Cookie, Issue, PathPattern, Route};
+use crate::rules::Rules;
 
 /// What the counter takes. GET too: a client with a cookie jar may know nothing else.
 const METHODS: &str = "GET, POST, OPTIONS";
 
-/// Whether the counter serves this method; for OPTIONS, why the page that asks may not connect.
+/// The counter for tickets that a request has come to. What asks for an upgrade never does.
+pub fn find_desk<'r>(rules: &'r Rules, host: &str, parts: &Parts) -> Option<(&'r Arc<Route>, &'r Issue)> {
+    if !rules.routes.has_desks() || parts.headers.contains_key(UPGRADE) {
+        return None;
+    }
+    let route = rules.routes.find_desk(host, parts.uri.path())?;
+    route.tickets.as_ref().map(|issue| (route, issue))
+}
+
+/// What a counter did.
+pub enum Served {
+    /// A browser was told that it may ask.
+    Preflight(Answer),
+    Ticket(Answer),
+}
+
+/// A ticket for whoever proves by a key that it may use the route. Takes no place there: whoever dials does. `verify`
+/// makes a principal of a key.
 ///
 /// # Errors
-/// 405 `bad_handshake`, 403 `origin_not_allowed`.
-pub fn check_method(route: &Route, parts: &Parts) -> Result<(), Denial> {
+/// As for a handshake, and 405 `bad_handshake`.
+pub fn serve(
+    (route, issue): (&Route, &Issue),
+    parts: &mut Parts,
+    caller: &Caller,
+    signer: &Signer,
+    entry: &mut Entry,
+    verify: impl FnOnce(Option<&Credential>, &HeaderMap) -> Result<Principal, Denial>,
+) -> Result<Served, Denial> {
     match parts.method {
-        Method::GET | Method::POST => Ok(()),
-        Method::OPTIONS => preflight(route, &parts.headers).map(drop),
-        _ => Err(Denial::method(METHODS)),
+        Method::GET | Method::POST => {}
+        Method::OPTIONS => return preflight(route, &parts.headers).map(Served::Preflight),
+        _ => return Err(Denial::method(METHODS)),
     }
+    let credential = route.verifier.take_credential(parts, &mut Vec::new(), true)?;
+    if credential.as_ref().is_some_and(|credential| credential.kind() == Kind::Ticket) {
+        return Err(Denial::new(Reason::InvalidCredential, "a ticket gets no ticket: send the key"));
+    }
+    let principal = verify(credential.as_ref(), &parts.headers)?;
+    entry.key = principal.key().map(|key| key.id.clone());
+    let door = Door { name: &route.name, conditions: &route.conditions };
+    allow(&door, &principal, credential.as_ref().map(Credential::carrier), &parts.headers)?;
+    hand_out((route, issue), &principal, &parts.headers, caller, signer, &entry.id).map(Served::Ticket)
 }
 
 /// The ticket for a principal, and the answer that hands it over.
 ///
 /// # Errors
 /// 503 `at_capacity` when the system has no randomness.
-pub fn hand_out(
-    route: &Route,
-    issue: &Issue,
+fn hand_out(
+    (route, issue): (&Route, &Issue),
     principal: &Principal,
     headers: &HeaderMap,
     caller: &Caller,
@@ -112,7 +148,7 @@ pub fn share(draft: &mut Draft, conditions: &Conditions, headers: &HeaderMap) {
 ///
 /// # Errors
 /// 403 `origin_not_allowed`.
-pub fn preflight(route: &Route, headers: &HeaderMap) -> Result<Answer, Denial> {
+fn preflight(route: &Route, headers: &HeaderMap) -> Result<Answer, Denial> {
     check_origin(route.conditions.origins.as_deref(), headers, None)?;
     let mut draft = Answer::of(StatusCode::NO_CONTENT);
     draft.line("allow", METHODS.as_bytes());

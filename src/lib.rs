@@ -53,12 +53,14 @@ pub mod listener;
 pub mod reload;
 pub mod worker;
 
+pub mod first_message;
 pub mod head;
 pub mod proxy;
 pub mod relay;
 
 pub mod admit;
 pub mod auth;
+pub mod decline;
 pub mod handshake;
 pub mod headers;
 pub mod issue;

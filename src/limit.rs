@@ -37,7 +37,9 @@ pub struct Counts {
     /// Connections of the data port, tunnels included.
     room: Room,
     /// Clients that were refused with a Close frame and have not gone yet.
-    declined: AtomicU32,
+    declined: Arc<AtomicU32>,
+    /// Clients that are waited for to send their first message.
+    waiting: Arc<AtomicU32>,
 }
 
 /// How many connections there are, and how many there may be: descriptors are finite.
@@ -188,10 +190,13 @@ impl Counts {
     }
 
     /// A place among the refused who may stay to read why; `None` if so many are there already.
-    pub fn decline(self: &Arc<Self>, most: u32) -> Option<Declined> {
-        let one_more = |count| (count < most).then_some(count + 1);
-        self.declined.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        Some(Declined(self.clone()))
+    pub fn decline(&self, most: u32) -> Option<Guest> {
+        Guest::among(&self.declined, most)
+    }
+
+    /// A place among those who are waited for; `None` if so many are there already.
+    pub fn wait_for(&self, most: u32) -> Option<Guest> {
+        Guest::among(&self.waiting, most)
     }
 
     pub fn connections(&self) -> usize {
@@ -248,12 +253,20 @@ impl Bucket {
     }
 }
 
-/// One place among the refused; given back on drop.
-pub struct Declined(Arc<Counts>);
+/// One place among those who are here and have no tunnel; given back on drop.
+pub struct Guest(Arc<AtomicU32>);
 
-impl Drop for Declined {
+impl Guest {
+    fn among(count: &Arc<AtomicU32>, most: u32) -> Option<Self> {
+        let one_more = |count| (count < most).then_some(count + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Self(count.clone()))
+    }
+}
+
+impl Drop for Guest {
     fn drop(&mut self) {
-        self.0.declined.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -24,6 +24,7 @@ pub struct Tunnels {
     draining: AtomicBool,
     /// Counts the times that all tunnels were asked about.
     asked: Mutex<u64>,
+    /// Nobody is seated, or nobody will be.
     left: Notify,
 }
 
@@ -136,9 +137,21 @@ impl Tunnels {
         self.draining.load(Ordering::SeqCst)
     }
 
+    /// Returns when nobody is seated any more because a drain has begun.
+    pub async fn drain_begun(&self) {
+        loop {
+            let told = self.left.notified();
+            if self.is_draining() {
+                return;
+            }
+            told.await;
+        }
+    }
+
     /// Seats nobody any more and ends everybody, spread over this time so that they do not all reconnect at once.
     pub async fn drain(&self, spread: Duration) {
         self.draining.store(true, Ordering::SeqCst);
+        self.left.notify_waiters();
         let all = self.all();
         let begin = tokio::time::Instant::now();
         let count = u32::try_from(all.len()).unwrap_or(u32::MAX).max(1);

@@ -115,7 +115,7 @@ impl Credential {
         self.user.as_deref().map(String::as_str)
     }
 
-    fn as_a(mut self, kind: Kind) -> Self {
+    fn of_kind(mut self, kind: Kind) -> Self {
         if kind == Kind::Ticket && self.carrier == Carrier::Cookie {
             self.carrier = Carrier::TicketCookie;
         }
@@ -152,7 +152,7 @@ pub fn take(
         };
         match (&found, taken) {
             (Some(_), Some(_)) => return Err(conflict()),
-            (None, Some(taken)) => found = Some(taken.as_a(*kind)),
+            (None, Some(taken)) => found = Some(taken.of_kind(*kind)),
             (_, None) => {}
         }
     }

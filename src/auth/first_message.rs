@@ -79,7 +79,6 @@ mod tests {
             assert_eq!(json(pointer, message), None, "{message}");
         }
         assert_eq!(digest(Format::Text, "  "), None);
-        assert_eq!(digest(Format::Text, "Bearer "), None);
         let deep = "[".repeat(4096);
         assert_eq!(json("/0", &deep), None, "and no stack overflows");
     }

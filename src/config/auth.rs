@@ -13,15 +13,12 @@ pub fn read(fields: &Fields<'_, '_>, faults: &mut Faults) -> (Auth, Option<Issue
         Fields::open(node, &schema::ROUTE_TICKETS, &fields.at.field("tickets"), faults)
             .map(|fields| issue(&fields, faults))
     });
-    let listed = match entries(fields, faults) {
-        Some(listed) => listed,
-        None => {
-            if issue.is_some() {
-                let wrong = Wrong::new("a route that is open to everybody issues no tickets");
-                faults.value(&fields.at.field("tickets"), wrong.hint("leave tickets out, or auth: none"));
-            }
-            return (Auth::None, issue.flatten());
+    let Some(listed) = entries(fields, faults) else {
+        if issue.is_some() {
+            let wrong = Wrong::new("a route that is open to everybody issues no tickets");
+            faults.value(&fields.at.field("tickets"), wrong.hint("leave tickets out, or auth: none"));
         }
+        return (Auth::None, issue.flatten());
     };
     let has = (listed.key.is_some(), listed.ticket.is_some());
     // Without a word about it, or with a faulty one, a route wants keys.

@@ -10,6 +10,7 @@ mod auth;
 mod cli;
 mod drain;
 mod failure;
+mod first_message;
 mod handshake;
 mod hostile;
 mod limits;

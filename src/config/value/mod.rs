@@ -1,13 +1,19 @@
 //! Values as people write them: durations, dates, addresses, patterns. Text in, the domain's own values out.
 //! A parser says what is wrong and what would be right; it never repeats the value.
 
+mod proof;
+mod quantity;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use http::HeaderName;
 use http::uri::PathAndQuery;
 
+pub use self::proof::{
+    encoding, first_message_preset, json_pointer, message_format, message_size, preset, ticket_bind, ticket_ttl,
+};
+pub use self::quantity::{date, duration, duration_or_off, size, some_duration};
 use super::problem::{Wrong, holds_key, nearest};
 pub use crate::admit::Origin;
 pub use crate::auth::credential::{Encoding, Place, Shape};
@@ -22,81 +28,6 @@ pub use crate::upstream::Endpoint;
 pub use ipnet::IpNet;
 
 type Parsed<T> = Result<T, Wrong>;
-
-/// Timers beyond this mean "off", and runtimes round them in odd ways.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
-
-/// `250ms`, `30s`, `5m`, `2h`, `1d`.
-pub fn duration(text: &str) -> Parsed<Duration> {
-    const UNITS: &str = "write a whole number and one unit: 250ms, 30s, 5m, 2h or 1d";
-    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        "" if !number.is_empty() => return Err(Wrong::new("this duration has no unit").hint(UNITS)),
-        _ => return Err(Wrong::new("this is not a duration").hint(UNITS)),
-    };
-    if number.is_empty() {
-        return Err(Wrong::new("this is not a duration").hint(UNITS));
-    }
-    let total = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis)).map(Duration::from_millis);
-    total.filter(|total| *total <= LONGEST).ok_or_else(|| Wrong::new("this is longer than ten years"))
-}
-
-/// A duration that must not be nothing.
-pub fn some_duration(text: &str) -> Parsed<Duration> {
-    duration(text)
-        .and_then(|total| if total.is_zero() { Err(Wrong::new("this must be longer than nothing")) } else { Ok(total) })
-}
-
-/// A duration, or `off`.
-pub fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
-    if text == "off" {
-        return Ok(None);
-    }
-    match duration(text) {
-        Ok(total) if total.is_zero() => {
-            Err(Wrong::new("this must be longer than nothing").hint("write off for no limit"))
-        }
-        other => other.map(Some),
-    }
-}
-
-/// `512B`, `4KiB`, `1MiB`, `1GiB`: bytes.
-pub fn size(text: &str) -> Parsed<u64> {
-    const UNITS: &str = "write a whole number and one unit: 512B, 4KiB, 1MiB or 1GiB";
-    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let factor = match unit {
-        "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "" if !number.is_empty() => return Err(Wrong::new("this size has no unit").hint(UNITS)),
-        _ => return Err(Wrong::new("this is not a size").hint(UNITS)),
-    };
-    let total = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    total.filter(|total| *total > 0).ok_or_else(|| Wrong::new("this is not a size").hint(UNITS))
-}
-
-/// `2027-10-01T00:00:00Z`, or `2027-12-31` for the moment at which that day begins in UTC.
-pub fn date(text: &str) -> Parsed<UnixTime> {
-    let day = || -> Option<jiff::Timestamp> {
-        let date = (text.len() == 10).then(|| text.parse::<jiff::civil::Date>().ok()).flatten()?;
-        // 9999-12-31, which stands for "never" in many tools, is just beyond the last moment that is known here.
-        let moment = date.to_zoned(jiff::tz::TimeZone::UTC).map(|day| day.timestamp());
-        Some(moment.unwrap_or(jiff::Timestamp::MAX))
-    };
-    let time = text.parse::<jiff::Timestamp>().ok().or_else(day);
-    time.map(|time| UnixTime(time.as_second())).ok_or_else(|| {
-        Wrong::new("this is not a date")
-            .hint("write 2027-12-31, or 2027-12-31T18:00:00Z with its offset from UTC (Z, +02:00)")
-    })
-}
 
 /// `ip:port`, to listen on.
 pub fn address(text: &str) -> Parsed<SocketAddr> {
@@ -385,24 +316,6 @@ fn placeholders(with_env: bool) -> &'static str {
     }
 }
 
-/// A well-known way to put a credential into the list of subprotocols.
-pub fn preset(text: &str) -> Parsed<(Shape, Encoding)> {
-    const KNOWN: [&str; 4] = ["kubernetes", "openai", "deepgram", "bearer"];
-    Ok(match text {
-        "kubernetes" => (Shape::Prefix("base64url.bearer.authorization.k8s.io.".into()), Encoding::Base64Url),
-        "openai" => (Shape::Prefix("openai-insecure-api-key.".into()), Encoding::Raw),
-        "deepgram" => (Shape::Pair { marker: "token".into(), any_case: false }, Encoding::Raw),
-        "bearer" => (Shape::Pair { marker: "bearer".into(), any_case: true }, Encoding::Raw),
-        _ => {
-            let wrong = Wrong::new("there is no such preset");
-            return Err(match nearest(text, KNOWN) {
-                Some(near) => wrong.hint(format!("did you mean \"{near}\"?")),
-                None => wrong.hint("there are kubernetes, openai, deepgram and bearer"),
-            });
-        }
-    })
-}
-
 pub fn on_failure(text: &str) -> Parsed<OnFailure> {
     match text {
         "http" => Ok(OnFailure::Http),
@@ -413,91 +326,9 @@ pub fn on_failure(text: &str) -> Parsed<OnFailure> {
     }
 }
 
-/// How long a ticket is good for.
-pub fn ticket_ttl(text: &str) -> Parsed<Duration> {
-    let ttl = duration(text)?;
-    if ttl < Duration::from_secs(1) || ttl > Duration::from_secs(3600) {
-        return Err(Wrong::new("a ticket is good for 1s to 1h").hint("30s is enough to dial"));
-    }
-    Ok(ttl)
-}
-
-/// What a ticket may be bound to.
-pub fn ticket_bind(text: &str) -> Parsed<&'static str> {
-    match text {
-        "origin" => Ok("origin"),
-        "address" => Ok("address"),
-        _ => Err(Wrong::new("a ticket can be bound to origin and address").hint("write bind: [origin, address]")),
-    }
-}
-
-/// A usual form of first messages: its subprotocol, and where the key is.
-pub fn first_message_preset(text: &str) -> Parsed<(&'static str, Format)> {
-    match text {
-        "graphql-transport-ws" => Ok(("graphql-transport-ws", Format::Json("/payload/token".into()))),
-        _ => Err(Wrong::new("there is no such preset").hint("there is graphql-transport-ws")),
-    }
-}
-
-/// The whole message is the key.
-pub fn message_format(text: &str) -> Parsed<Format> {
-    match text {
-        "text" => Ok(Format::Text),
-        _ => Err(Wrong::new("this must be text").hint("for JSON write json: and a pointer, such as /payload/token")),
-    }
-}
-
-/// RFC 6901.
-pub fn json_pointer(text: &str) -> Parsed<Box<str>> {
-    let is_escaped = |part: &str| part.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-    if text.starts_with('/') && text.len() <= MAX_NAME && is_escaped(text) {
-        return Ok(text.into());
-    }
-    Err(Wrong::new("this is not a JSON pointer").hint("write /payload/token for the field token of the field payload"))
-}
-
-/// What a first message may have.
-pub fn message_size(text: &str) -> Parsed<usize> {
-    const MOST: u64 = 64 << 10;
-    let wrong = || Wrong::new("a first message has at most 64KiB").hint("4KiB is enough for a key");
-    usize::try_from(size(text)?).ok().filter(|size| *size as u64 <= MOST).ok_or_else(wrong)
-}
-
-pub fn encoding(text: &str) -> Parsed<Encoding> {
-    match text {
-        "raw" => Ok(Encoding::Raw),
-        "base64url" => Ok(Encoding::Base64Url),
-        _ => Err(Wrong::new("there is no such encoding").hint("there are raw and base64url")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_have_a_unit() {
-        let good = [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("2h", 7_200_000), ("1d", 86_400_000), ("0s", 0)];
-        for (text, millis) in good {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
-        }
-        for text in ["", "5", "s", "1.5h", "-1s", "1h30m", "5 m", "5M", "99999999999999999999s", "4000d", "٣s"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-        assert_eq!(duration_or_off("off"), Ok(None));
-        assert!(duration_or_off("0s").is_err() && some_duration("0ms").is_err());
-    }
-
-    #[test]
-    fn dates_are_moments() {
-        assert_eq!(date("1970-01-02"), Ok(UnixTime(86_400)));
-        assert_eq!(date("1970-01-02T00:00:00Z"), Ok(UnixTime(86_400)));
-        assert_eq!(date("1970-01-02T02:00:00+02:00"), Ok(UnixTime(86_400)));
-        assert_eq!(date("9999-12-31"), Ok(UnixTime(jiff::Timestamp::MAX.as_second())));
-        for text in ["", "2027", "2027-13-01", "2027-02-30", "2027-01-01T00:00:00", "1.1.2027", "tomorrow"] {
-            assert!(date(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn targets_are_addresses_names_and_sockets() {

@@ -1,0 +1,35 @@
+//! A refusal that page code can read: the handshake is completed by us, and closed at once with a code (`on_failure`).
+
+use http::header::{HeaderMap, ORIGIN};
+
+use crate::denial::Denial;
+use crate::handshake::{self, Upgrade};
+use crate::limit::{Counts, Guest};
+use crate::route::{OnFailure, Route};
+
+/// How a handshake would be declined, known before anything else is looked at.
+pub struct Decline {
+    accept: Box<str>,
+    protocol: Option<Box<str>>,
+    most: u32,
+}
+
+impl Decline {
+    /// `None` where refusals are HTTP answers.
+    pub fn of(route: &Route, upgrade: &Upgrade, headers: &HeaderMap, most: u32) -> Option<Self> {
+        match route.on_failure {
+            OnFailure::Http => return None,
+            OnFailure::Auto if !headers.contains_key(ORIGIN) => return None,
+            OnFailure::Auto | OnFailure::Close => {}
+        }
+        let protocol = route.verifier.selectable(&upgrade.protocols).map(Into::into);
+        Some(Self { accept: upgrade.accept().into(), protocol, most })
+    }
+
+    /// Our 101 with its Close, and a place for whoever reads it. `None` where so many are being told already that this one
+    /// gets an HTTP answer.
+    pub fn answer(self, counts: &Counts, id: &str, denial: &Denial) -> Option<(Vec<u8>, Guest)> {
+        let place = counts.decline(self.most)?;
+        Some((handshake::decline_answer(&self.accept, self.protocol.as_deref(), id, denial), place))
+    }
+}
