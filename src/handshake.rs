@@ -20,7 +20,6 @@ use crate::fields::{Twice, is_token, only, tokens};
 #[derive(Debug)]
 pub struct Upgrade {
     key: Box<str>,
-    accept: String,
     /// What is offered, in order; the credential is taken out of it on the way.
     pub protocols: Vec<Box<str>>,
     /// As sent: parameters are between the two ends.
@@ -83,7 +82,6 @@ pub fn parse(parts: &Parts) -> Result<Upgrade, Denial> {
     };
     Ok(Upgrade {
         key: key.into(),
-        accept: accept(key),
         protocols: protocols(headers)?,
         extensions: headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().cloned().collect(),
     })
@@ -117,11 +115,6 @@ impl Upgrade {
         &self.key
     }
 
-    /// What a server answers to this key (RFC 6455 section 4.2.2, step 5.4).
-    pub fn accept(&self) -> &str {
-        &self.accept
-    }
-
     /// Refuses what a browser could not accept whatever the upstream says: a credential as the only subprotocol leaves
     /// nothing to select, and the credential itself is never echoed.
     ///
@@ -146,6 +139,7 @@ impl Upgrade {
 #[derive(Debug, Clone, Copy)]
 pub struct Answerable<'c>(Option<&'c Carrier>);
 
+/// What a server answers to this key (RFC 6455 section 4.2.2, step 5.4).
 pub fn accept(key: &str) -> String {
     let mut hash = Sha1::new();
     hash.update(key.as_bytes());
@@ -156,6 +150,7 @@ pub fn accept(key: &str) -> String {
 /// A 101 that was checked, and what of it concerns the client.
 #[derive(Debug)]
 pub struct Switched {
+    accept: String,
     protocol: Option<Box<str>>,
     extensions: Option<HeaderValue>,
     headers: HeaderMap,
@@ -186,8 +181,9 @@ pub fn check_reply(upgrade: &Upgrade, version: u8, headers: HeaderMap) -> Result
     if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
         return Err("its 101 claims to have a body");
     }
+    let accept = accept(&upgrade.key);
     match only(&headers, &SEC_WEBSOCKET_ACCEPT) {
-        Ok(Some(accept)) if accept == upgrade.accept() => {}
+        Ok(Some(answered)) if answered == accept => {}
         Ok(Some(_)) => return Err("its Sec-WebSocket-Accept is wrong"),
         Ok(None) => return Err("its 101 has no Sec-WebSocket-Accept"),
         Err(Twice) => return Err("its 101 has two Sec-WebSocket-Accept headers"),
@@ -208,7 +204,7 @@ pub fn check_reply(upgrade: &Upgrade, version: u8, headers: HeaderMap) -> Result
     if extensions.as_ref().is_some_and(|chosen| !extension_names(chosen).all(was_offered)) {
         return Err("it selects an extension that was not offered");
     }
-    Ok(Switched { protocol, extensions, headers })
+    Ok(Switched { accept, protocol, extensions, headers })
 }
 
 /// Our 101 (RFC 6455 section 4.2.2), and the subprotocol that it names. With the upstream's own end-to-end headers.
@@ -225,7 +221,7 @@ pub fn accept_answer(
     let mut draft = Answer::of(StatusCode::SWITCHING_PROTOCOLS);
     draft.line("upgrade", b"websocket");
     draft.line("connection", b"Upgrade");
-    draft.line("sec-websocket-accept", upgrade.accept().as_bytes());
+    draft.line("sec-websocket-accept", switched.accept.as_bytes());
     if let Some(protocol) = &protocol {
         draft.line("sec-websocket-protocol", protocol.as_bytes());
     }
