@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde::Serialize;
 
 use crate::answer::{Answer, Draft};
+use crate::fields::push_json;
 
 /// Why a request is refused. The word is part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -262,38 +262,44 @@ impl Denial {
         draft
     }
 
+    /// The body (RFC 9457 section 3), in the order in which people read it.
     fn problem(&self, request_id: &str) -> Vec<u8> {
-        let problem = Problem {
-            kind: &["urn:wsbouncer:", self.reason.word()].concat(),
-            title: self.status.canonical_reason().unwrap_or("Refused"),
-            status: self.status.as_u16(),
-            detail: &self.detail,
-            reason: self.reason.word(),
-            request_id,
-        };
-        let mut body = Vec::with_capacity(384);
-        // Strings and a number into memory: there is nothing in it that could fail.
-        let _ = serde_json::to_writer(&mut body, &problem);
-        body.push(b'\n');
+        let mut body = Vec::with_capacity(512);
+        body.extend_from_slice(b"{\"type\":\"urn:wsbouncer:");
+        body.extend_from_slice(self.reason.word().as_bytes());
+        body.extend_from_slice(b"\",\"title\":");
+        push_json(&mut body, self.status.canonical_reason().unwrap_or("Refused"));
+        body.extend_from_slice(b",\"status\":");
+        body.extend_from_slice(self.status.as_str().as_bytes());
+        body.extend_from_slice(b",\"detail\":");
+        push_json(&mut body, &self.detail);
+        body.extend_from_slice(b",\"reason\":");
+        push_json(&mut body, self.reason.word());
+        body.extend_from_slice(b",\"request_id\":");
+        push_json(&mut body, request_id);
+        body.extend_from_slice(b"}\n");
         body
     }
-}
-
-/// The body of a refusal (RFC 9457 section 3), in the order in which people read it.
-#[derive(Serialize)]
-struct Problem<'p> {
-    #[serde(rename = "type")]
-    kind: &'p str,
-    title: &'static str,
-    status: u16,
-    detail: &'p str,
-    reason: &'static str,
-    request_id: &'p str,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_is_json() {
+        let denial = Denial::new(Reason::BadHandshake, "say \"please\"").because("not told");
+        let problem: serde_json::Value = serde_json::from_slice(&denial.problem("1\u{7f}")).unwrap();
+        let wanted = serde_json::json!({
+            "type": "urn:wsbouncer:bad_handshake",
+            "title": "Bad Request",
+            "status": 400,
+            "detail": "say \"please\"",
+            "reason": "bad_handshake",
+            "request_id": "1\u{7f}",
+        });
+        assert_eq!(problem, wanted);
+    }
 
     #[test]
     fn words_are_unique_and_snake_case() {

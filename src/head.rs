@@ -125,7 +125,7 @@ pub fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, Denial> {
             b'\r' | b'\n' => at += 1,
             byte if !is_text(byte) => return bad("the request head holds a control character"),
             // Nearly all of it.
-            _ => at += bytes[at..].iter().take_while(|byte| is_text(**byte)).count(),
+            _ => at += text_length(&bytes[at..]),
         }
     }
     Ok(None)
@@ -133,7 +133,15 @@ pub fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, Denial> {
 
 /// What a line is made of.
 const fn is_text(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+    (byte == b'\t') | ((byte >= b' ') & (byte != 0x7f))
+}
+
+/// How much text these bytes begin with. Looked at in blocks first, which takes a few bytes in one step.
+fn text_length(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 16;
+    let is_all_text = |block: &&[u8]| block.iter().fold(true, |good, byte| good & is_text(*byte));
+    let blocks = bytes.chunks_exact(BLOCK).take_while(is_all_text).count() * BLOCK;
+    blocks + bytes[blocks..].iter().take_while(|byte| is_text(**byte)).count()
 }
 
 fn too_large(bytes: &[u8]) -> Denial {

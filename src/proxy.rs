@@ -209,7 +209,7 @@ impl Proxy {
         let place = self.counts.wait_for(knock.rules.max_waiting).ok_or_else(|| {
             Denial::new(Reason::AtCapacity, "all connections are in use").because("limits.max_waiting is reached")
         })?;
-        let answer = handshake::switch(knock.upgrade.accept(), wanted.as_deref(), &entry.id);
+        let answer = handshake::switch(knock.upgrade.key(), wanted.as_deref(), &entry.id);
         Ok(Done::Asked(answer, Box::new(knock), place))
     }
 

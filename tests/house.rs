@@ -38,7 +38,6 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("hyper_util", HTTP, "hyper stays where HTTP is spoken"),
     ("clap", &["main", "cli", "cli::*"], "only the command line knows its flags"),
     ("prometheus_client", &["metrics"], "one file names every metric"),
-    ("notify", &["reload", "reload::*"], "only the reload watches files"),
 ];
 const HTTP: &[&str] = &["admin", "admin::*"];
 

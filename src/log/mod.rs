@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::denial::Denial;
 use crate::end::End;
+use crate::peer::Shown;
 use crate::random;
 use crate::tunnels::Live;
 
@@ -182,7 +183,7 @@ impl Entry {
             route = self.route.as_deref(),
             upstream = self.upstream.as_deref(),
             key = denial.key.as_deref().or(self.key.as_deref()),
-            caller = %self.caller,
+            caller = %Shown(self.caller),
             host = self.host.as_deref(),
             path = self.path.as_deref(),
             origin = self.origin.as_deref(),
@@ -214,7 +215,7 @@ impl Entry {
             route = self.route.as_deref(),
             upstream = self.upstream.as_deref(),
             key = self.key.as_deref(),
-            caller = %self.caller,
+            caller = %Shown(self.caller),
             host = self.host.as_deref(),
             path = self.path.as_deref(),
             origin = self.origin.as_deref(),
@@ -228,7 +229,7 @@ pub fn opened(live: &Live) {
         id = &*live.id,
         route = &*live.route,
         key = live.key(),
-        caller = %live.caller,
+        caller = %Shown(live.caller),
         origin = live.origin.as_deref(),
         subprotocol = live.opening().and_then(|opening| opening.subprotocol.as_deref()),
         upstream = &*live.upstream,
@@ -242,7 +243,7 @@ pub fn closed(live: &Live, end: End) {
         id = &*live.id,
         route = &*live.route,
         key = live.key(),
-        caller = %live.caller,
+        caller = %Shown(live.caller),
         origin = live.origin.as_deref(),
         subprotocol = opening.and_then(|opening| opening.subprotocol.as_deref()),
         cause = end.cause.word(),
@@ -258,7 +259,7 @@ pub fn closed(live: &Live, end: End) {
 
 /// A handshake that was answered and whose client was gone before the tunnel began.
 pub fn never_began(live: &Live, why: &str) {
-    warn!(id = &*live.id, route = &*live.route, key = live.key(), caller = %live.caller, why, "tunnel never began");
+    warn!(id = &*live.id, route = &*live.route, key = live.key(), caller = %Shown(live.caller), why, "tunnel never began");
 }
 
 /// The client's own id for the request if it is sane, else a new one.
