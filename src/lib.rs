@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! process   main -> server -> { worker, reload, admin }, cli
-//! flow      worker -> listener -> desk -> connection -> proxy -> relay
+//! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
 //! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
 //! config    config -> constructors of the domain; the domain never knows config
@@ -41,6 +41,7 @@
 //! | on the list, asked once more | [`tunnels`], [`rules`] | |
 //! | dial, our handshake, its answer checked | [`headers`], [`upstream`], [`handshake`] | `connect`, `handshake` |
 //! | bytes both ways, frames followed | [`relay`], [`frame`] | `idle`, `max_lifetime`, dates, drain |
+//! | or a plain request and its answer, where the route says `http: forward` | [`forward`] | the same |
 //! | one line, counters, permits back | [`log`], [`metrics`] | |
 
 pub mod cli;
@@ -53,6 +54,7 @@ pub mod listener;
 pub mod reload;
 pub mod worker;
 
+pub mod forward;
 pub mod head;
 pub mod proxy;
 pub mod relay;

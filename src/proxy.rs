@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
 use arc_swap::ArcSwap;
+use http::Request;
 use http::header::HOST;
 use http::request::Parts;
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use crate::auth::{Credential, Principal, verify};
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
+use crate::forward::{self, Forward, Plain};
 use crate::handshake;
 use crate::headers;
 use crate::limit::Counts;
@@ -24,7 +26,7 @@ use crate::random;
 use crate::relay::{Bounds, Start};
 use crate::route::{NotFound, Route};
 use crate::rules::Rules;
-use crate::tunnels::{Applicant, Live, Seat, Tunnels};
+use crate::tunnels::{Applicant, Kind, Live, Seat, Tunnels};
 use crate::upstream::{self, Patience, Refusal, Stream};
 
 /// What all requests share.
@@ -48,6 +50,8 @@ pub struct Opened {
 pub enum Reply {
     /// Our 101, and what the relay needs after it.
     Opened(Vec<u8>, Opened),
+    /// A plain request that goes to the upstream.
+    Forward(Entry, Box<Forward>),
     /// Anything else: the connection ends with it.
     Closed(Answer),
 }
@@ -56,6 +60,7 @@ pub enum Reply {
 enum Done {
     Opened(Vec<u8>, Opened),
     PassedThrough(Refusal),
+    Forward(Box<Forward>),
 }
 
 impl Proxy {
@@ -72,6 +77,7 @@ impl Proxy {
                 self.metrics.answered(entry.route_label(), Outcome::PassedThrough, entry.since.elapsed());
                 Reply::Closed(pass_through(&refusal, &entry))
             }
+            Ok(Done::Forward(forward)) => Reply::Forward(entry, forward),
             Err(denial) => Reply::Closed(self.deny(&entry, &denial)),
         }
     }
@@ -91,18 +97,30 @@ impl Proxy {
         let route = find(&rules, parts)?; // where to                                        400 404
         entry.route = Some(route.name.clone());
         entry.upstream = Some(route.upstream.name.clone());
-        let mut upgrade =
-            handshake::parse(parts).map_err(|denial| self.explain(denial, &rules, route, parts, &caller))?; // 400 426
-        let offered = &mut upgrade.protocols;
+        let plain = forward::asked_for(route, parts)?; // does it go on as it is                400 405
+        let mut upgrade = match plain {
+            Some(_) => None,
+            None => {
+                let parsed = handshake::parse(parts);
+                Some(parsed.map_err(|denial| self.explain(denial, &rules, route, parts, &caller))?) // 400 426
+            }
+        };
+        let mut nothing = Vec::new();
+        let offered = upgrade.as_mut().map_or(&mut nothing, |upgrade| &mut upgrade.protocols);
         let credential = route.verifier.take_credential(parts, offered, route.hide_credentials)?; // 400
         let principal = self.verify(&rules, route, credential.as_ref(), &caller)?; // who they are 401 429
         entry.key = principal.key().map(|key| key.id.clone());
         let carrier = credential.as_ref().map(Credential::carrier);
-        let answerable = upgrade.check_answerable(carrier)?; // could we say yes                400
+        let answerable = upgrade.as_ref().map(|upgrade| upgrade.check_answerable(carrier)).transpose()?; // 400
         let door = Door { name: &route.name, conditions: &route.conditions };
         let admission = admit(&door, principal, carrier, &parts.headers, &caller, &self.counts)?; // 403 429 503
-        let claim = self.tunnels.seat(admission, applicant(entry, route))?; // on the list first  503
+        let claim = self.tunnels.seat(admission, applicant(entry, route, plain))?; // on the list first  503
         let seat = claim.ask_again(|live| self.admits(live))?; // and asked once more           401 403 404
+        let (Some(upgrade), Some(answerable)) = (upgrade, answerable) else {
+            let principal = &seat.live().principal;
+            let request = headers::plain_request(parts, &rules.routes, route, principal, &caller, &entry.id);
+            return forward(seat, request, plain.unwrap_or_default(), route).map(Done::Forward); // 413
+        };
         let request = headers::upstream_request(
             parts,
             &upgrade,
@@ -174,12 +192,28 @@ fn find<'r>(rules: &'r Rules, parts: &Parts) -> Result<&'r Arc<Route>, Denial> {
     })
 }
 
-fn applicant(entry: &Entry, route: &Route) -> Applicant {
+/// A plain request, admitted.
+fn forward(seat: Seat, request: Option<Request<()>>, plain: Plain, route: &Route) -> Result<Box<Forward>, Denial> {
+    let request = request.ok_or_else(|| Denial::bad_handshake("the request cannot be passed on"))?;
+    let max_body = plain.check_size(route).map_err(|denial| denial.of_key(seat.live().principal.key().map(|key| key.id.clone())))?;
+    Ok(Box::new(Forward {
+        seat,
+        request,
+        plain,
+        max_body,
+        upstream: route.upstream.clone(),
+        patience: Patience { connect: route.timeouts.connect, handshake: route.timeouts.handshake },
+        bounds: bounds(route),
+    }))
+}
+
+fn applicant(entry: &Entry, route: &Route, plain: Option<Plain>) -> Applicant {
     Applicant {
         id: entry.id.clone(),
         upstream: route.upstream.name.clone(),
         caller: entry.caller,
         origin: entry.origin.clone(),
+        kind: if plain.is_some() { Kind::Http } else { Kind::Tunnel },
     }
 }
 

@@ -19,10 +19,22 @@ pub struct Route {
     pub verifier: Verifier,
     pub conditions: Conditions,
     pub hide_credentials: bool,
+    pub http: Http,
     /// Identity and other headers that the upstream gets from us.
     pub headers: Vec<HeaderTemplate>,
     pub timeouts: Timeouts,
     pub upstream: Arc<Upstream>,
+}
+
+/// What becomes of a request that asks for no upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Http {
+    Refuse,
+    /// It goes to the upstream as well, after the same questions.
+    Forward {
+        /// Bytes.
+        max_request_body: u64,
+    },
 }
 
 /// `None` means no limit.

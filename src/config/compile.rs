@@ -195,6 +195,7 @@ fn one_route(
             max_connections_per_key: route.max_connections_per_key,
         },
         hide_credentials: route.hide_credentials,
+        http: route.http,
         headers,
         timeouts: route.timeouts,
         upstream,

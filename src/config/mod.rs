@@ -16,6 +16,7 @@ mod problem;
 mod report;
 mod routes;
 pub mod schema;
+mod size;
 mod snippet;
 mod source;
 mod value;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::value::{
-    Digest, Drain, HostPattern, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts, UnixTime,
+    Digest, Drain, HostPattern, Http, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts, UnixTime,
 };
 
 /// One map of the file.
@@ -139,7 +139,7 @@ pub static SECRET: Section = Section {
 };
 
 pub static ROUTE: Section = Section {
-    later: &["on_failure", "tickets", "http", "priority", "tls"],
+    later: &["on_failure", "tickets", "priority", "tls"],
     ..fields(&[
         value("name", ""),
         value("host", ""),
@@ -148,6 +148,7 @@ pub static ROUTE: Section = Section {
         section("auth", &AUTH),
         value("allowed_origins", ""),
         value("hide_credentials", "true"),
+        value("http", "refuse"),
         hidden("identity_headers", Below::Texts { names_shown: true }),
         hidden("set_headers", Below::Texts { names_shown: true }),
         section("limits", &ROUTE_LIMITS),
@@ -174,7 +175,11 @@ pub static SUBPROTOCOL: Section =
 
 pub static ROUTE_LIMITS: Section = Section {
     later: &["max_message_bytes", "messages_per_second", "bytes_per_second"],
-    ..fields(&[value("max_connections", ""), value("max_connections_per_key", "")])
+    ..fields(&[
+        value("max_connections", ""),
+        value("max_connections_per_key", ""),
+        value("max_request_body", "16MiB"),
+    ])
 };
 
 pub static ROUTE_TIMEOUTS: Section = Section {
@@ -248,6 +253,7 @@ pub struct Route {
     pub auth: Auth,
     pub allowed_origins: Option<Vec<Origin>>,
     pub hide_credentials: bool,
+    pub http: Http,
     pub headers: Vec<Header>,
     pub max_connections: Option<u32>,
     pub max_connections_per_key: Option<u32>,

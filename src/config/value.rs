@@ -9,12 +9,13 @@ use http::HeaderName;
 use http::uri::PathAndQuery;
 
 use super::problem::{Wrong, holds_key, nearest};
+pub use super::size::size;
 pub use crate::admit::Origin;
 pub use crate::auth::credential::{Encoding, Place, Shape};
 pub use crate::clock::UnixTime;
 use crate::fields;
 pub use crate::limit::Limits;
-pub use crate::route::{HostPattern, PathPattern, Timeouts};
+pub use crate::route::{HostPattern, Http, PathPattern, Timeouts};
 pub use crate::rules::Drain;
 pub use crate::secret::{Digest, Secret};
 pub use crate::upstream::Endpoint;

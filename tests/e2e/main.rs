@@ -9,6 +9,7 @@ mod admin;
 mod auth;
 mod cli;
 mod drain;
+mod forward;
 mod handshake;
 mod hostile;
 mod limits;
