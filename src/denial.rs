@@ -176,6 +176,10 @@ impl Denial {
         Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::bad_handshake("TRACE is not served here") }
     }
 
+    pub fn too_large() -> Self {
+        Self::new(Reason::BodyTooLarge, "the request body is larger than this route takes")
+    }
+
     #[must_use]
     pub fn because(self, cause: impl Into<Cow<'static, str>>) -> Self {
         Self { cause: cause.into(), ..self }

@@ -14,7 +14,8 @@
 //! *Downstream* is the client's side, *upstream* the protected service. A *route* is host and path to verifier, conditions
 //! and upstream. A *credential* is what a caller shows, a *principal* who it is, an *admission* the proof that it may open
 //! this tunnel now, a *permit* one unit of a limit. A *tunnel* is the open pair of connections, the *relay* carries its
-//! bytes. A [`denial`] is why an upgrade was refused, an [`end`] why a tunnel stopped. *Drain*: no new work, finish the old.
+//! bytes. A [`forward`]ed request is a plain one that
+//! was let through. A [`denial`] is why an upgrade was refused, an [`end`] why a tunnel stopped. *Drain*: no new work, finish the old.
 //!
 //! # Who knows whom
 //!

@@ -125,8 +125,16 @@ impl Metrics {
         all.register("tunnels_opened", "Tunnels opened", self.opened.clone());
         all.register("tunnels_open", "Tunnels open now", self.open.clone());
         all.register("tunnels_closed", "Tunnels closed, by cause", self.closed.clone());
-        all.register("forwards_open", "Forwarded requests that are not answered to the end", self.forwards_open.clone());
-        all.register("forwards_ended", "Forwarded requests that came to their end, by cause", self.forwards_ended.clone());
+        all.register(
+            "forwards_open",
+            "Forwarded requests that are not answered to the end",
+            self.forwards_open.clone(),
+        );
+        all.register(
+            "forwards_ended",
+            "Forwarded requests that came to their end, by cause",
+            self.forwards_ended.clone(),
+        );
         let text = "From the accepted connection's request head to the answer";
         all.register("handshake_seconds", text, self.handshake.clone());
         all.register("config_reloads", "Reloads of the configuration, by result", self.reloads.clone());

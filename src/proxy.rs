@@ -46,7 +46,6 @@ pub struct Opened {
 }
 
 /// What becomes of a request.
-#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
 pub enum Reply {
     /// Our 101, and what the relay needs after it.
     Opened(Vec<u8>, Opened),
@@ -195,7 +194,9 @@ fn find<'r>(rules: &'r Rules, parts: &Parts) -> Result<&'r Arc<Route>, Denial> {
 /// A plain request, admitted.
 fn forward(seat: Seat, request: Option<Request<()>>, plain: Plain, route: &Route) -> Result<Box<Forward>, Denial> {
     let request = request.ok_or_else(|| Denial::bad_handshake("the request cannot be passed on"))?;
-    let max_body = plain.check_size(route).map_err(|denial| denial.of_key(seat.live().principal.key().map(|key| key.id.clone())))?;
+    let max_body = plain
+        .check_size(route)
+        .map_err(|denial| denial.of_key(seat.live().principal.key().map(|key| key.id.clone())))?;
     Ok(Box::new(Forward {
         seat,
         request,

@@ -301,7 +301,13 @@ mod tests {
         let door = Door { name: &name, conditions: &conditions };
         let counts = Arc::new(Counts::default());
         let admission = admit(&door, principal, None, &parts.headers, &caller, &counts).unwrap();
-        let applicant = Applicant { id: "1".into(), upstream: "u".into(), caller: caller.address, origin: None, kind: Kind::Tunnel };
+        let applicant = Applicant {
+            id: "1".into(),
+            upstream: "u".into(),
+            caller: caller.address,
+            origin: None,
+            kind: Kind::Tunnel,
+        };
         tunnels.seat(admission, applicant).unwrap()
     }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::value::{
-    Digest, Drain, HostPattern, Http, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts, UnixTime,
+    Digest, Drain, HostPattern, Http, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts,
+    UnixTime,
 };
 
 /// One map of the file.
@@ -175,11 +176,7 @@ pub static SUBPROTOCOL: Section =
 
 pub static ROUTE_LIMITS: Section = Section {
     later: &["max_message_bytes", "messages_per_second", "bytes_per_second"],
-    ..fields(&[
-        value("max_connections", ""),
-        value("max_connections_per_key", ""),
-        value("max_request_body", "16MiB"),
-    ])
+    ..fields(&[value("max_connections", ""), value("max_connections_per_key", ""), value("max_request_body", "16MiB")])
 };
 
 pub static ROUTE_TIMEOUTS: Section = Section {

@@ -26,6 +26,8 @@ pub struct State {
     pub waits_for_client: bool,
     /// The request's body has come to its end.
     pub up_done: bool,
+    /// Nothing is wanted any more of the answer's body.
+    pub down_done: bool,
     /// Of the answer that was begun.
     pub status: Option<u16>,
     pub answered_at: Option<Instant>,
@@ -146,5 +148,11 @@ impl Body for Down {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        self.progress.with(|state| state.down_done = true);
     }
 }

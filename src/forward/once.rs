@@ -110,10 +110,15 @@ fn check(status: StatusCode, headers: &HeaderMap) -> Result<StatusCode, &'static
     if status.as_u16() < 200 || status.as_u16() >= 600 {
         return Err("its status is none");
     }
-    if headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING) {
-        return Err("its answer has both Content-Length and Transfer-Encoding");
+    match only(headers, &TRANSFER_ENCODING) {
+        Ok(None) => Ok(status),
+        Ok(Some(_)) if headers.contains_key(CONTENT_LENGTH) => {
+            Err("its answer has both Content-Length and Transfer-Encoding")
+        }
+        Ok(Some(coding)) if coding.eq_ignore_ascii_case("chunked") => Ok(status),
+        // What is around the chunks would reach the client without a word about it.
+        _ => Err("its Transfer-Encoding is not chunked"),
     }
-    Ok(status)
 }
 
 /// What of the answer's head is for the client: neither framing nor anything about the connection to us.

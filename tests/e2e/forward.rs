@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::hostile::{Dice, answers_in, mutate};
 use crate::support::client::{Request, plain_get};
 use crate::support::head::{Answer, status, unchunked};
-use crate::support::wire::Ending;
+use crate::support::wire::{Ending, show};
 use crate::support::{Backend, Conn, Gate, KEY, Wire, alice, config, eventually, route, small, ws};
 
 /// A gate with one route that forwards, and these fields besides.
@@ -124,7 +125,9 @@ fn what_concerns_one_connection_does_not_pass_back() {
     );
     assert_eq!((answer.status(), answer.head.get("Location")), (302, Some("http://elsewhere/")), "not followed");
     assert_eq!(answer.head.all("Set-Cookie"), ["a=1", "b=2"]);
-    for gone in ["X-Hop", "Keep-Alive", "Upgrade", "Proxy-Authenticate", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol"] {
+    for gone in
+        ["X-Hop", "Keep-Alive", "Upgrade", "Proxy-Authenticate", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol"]
+    {
         assert!(!answer.head.has(gone), "{gone}: {:?}", answer.head);
     }
 }
@@ -207,7 +210,7 @@ fn request_bodies_arrive_in_the_framing_they_came_in() {
     assert!(!String::from_utf8_lossy(&got).contains("trailer"));
     up.send(OK);
     assert_eq!(client.read_answer().text(), "ok");
-    assert_eq!(gate.log_lines(|line| line.is("forwarded") && line.get("up_bytes") == "5").len(), 2);
+    eventually("two lines", || gate.log_lines(|line| line.is("forwarded") && line.get("up_bytes") == "5").len() == 2);
 
     // Nothing, and nothing that says so, are two things.
     for (sent, length) in [(request("POST", "/"), None), (post(""), Some("0"))] {
@@ -265,6 +268,12 @@ fn large_bodies_stream_both_ways() {
 fn one_connection_is_one_request_on_both_sides() {
     let backend = Backend::serve(|mut conn| {
         // It would keep the connection, if it were let.
+        let body: &[u8] = match (conn.head.has("Content-Length"), conn.head.has("Transfer-Encoding")) {
+            (true, _) => b"x",
+            (_, true) => b"1\r\nx\r\n0\r\n\r\n",
+            _ => b"",
+        };
+        conn.expect(body);
         conn.send("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok");
         assert_eq!(conn.read_to_close().0, b"", "something was sent behind the one request");
     });
@@ -340,8 +349,9 @@ fn the_questions_are_those_of_an_upgrade() {
     }
     assert_eq!(gate.ask(get(KEY)).status(), 200);
     assert_eq!(gate.ask(get(KEY).with("Origin", "https://a.example")).status(), 200);
-    let head = gate.ask(plain_get("/main/x").first_line("HEAD /main/x HTTP/1.1"));
-    assert_eq!((head.status(), head.head.has("WWW-Authenticate")), (401, true));
+    let mut client = gate.send(plain_get("/main/x").first_line("HEAD /main/x HTTP/1.1"));
+    let head = client.read_head();
+    assert_eq!((status(&head), head.has("WWW-Authenticate"), client.read_to_end()), (401, true, Vec::new()));
 }
 
 #[test]
@@ -388,8 +398,19 @@ fn bodies_that_can_be_read_in_two_ways_are_refused() {
     let coding = |value: &str| request("POST", "/").with("Transfer-Encoding", value).followed_by(hidden);
     let length = |value: &str| request("POST", "/").with("Content-Length", value).followed_by(hidden);
     let mut bad: Vec<Request> = [
-        ",chunked", "chunked,", "chunked, chunked", "chunked, identity", "identity, chunked", "gzip, chunked", "identity",
-        "xchunked", "chunkedx", "chunked;a=b", "\"chunked\"", "", "\u{b}chunked",
+        ",chunked",
+        "chunked,",
+        "chunked, chunked",
+        "chunked, identity",
+        "identity, chunked",
+        "gzip, chunked",
+        "identity",
+        "xchunked",
+        "chunkedx",
+        "chunked;a=b",
+        "\"chunked\"",
+        "",
+        "\u{b}chunked",
     ]
     .map(coding)
     .into();
@@ -420,12 +441,24 @@ fn bodies_that_can_be_read_in_two_ways_are_refused() {
 
 #[test]
 fn chunks_that_are_none_end_both_sides() {
-    let (backend, gate) = stand();
-    for chunks in ["3\nabc\n0\n\n", "3\r\nabcd\r\n0\r\n\r\n", "FFFFFFFFFFFFFFFFF\r\n", "x\r\n", "-1\r\n", "0x3\r\nabc\r\n", "3;a\nb\r\nabc\r\n"] {
-        let mut client = gate.send(post_chunked(chunks));
-        let mut up = backend.next();
-        let got = up.read_to_close().0;
-        assert!(!got.ends_with(b"0\r\n\r\n"), "{chunks:?} became {:?}", String::from_utf8_lossy(&got));
+    let backend = Backend::serve(|mut conn| {
+        let got = conn.read_to_close().0;
+        assert!(!got.ends_with(b"0\r\n\r\n"), "{:?} looks whole", String::from_utf8_lossy(&got));
+    });
+    let gate = Gate::start(&route(&backend, "http: forward"));
+    for chunks in [
+        "3\nabc\n0\n\n",
+        "3\r\nabcd\r\n0\r\n\r\n",
+        "FFFFFFFFFFFFFFFFF\r\n",
+        "x\r\n",
+        "-1\r\n",
+        "0x3\r\nabc\r\n",
+        "3;a\nb\r\nabc\r\n",
+    ] {
+        // Good ones first, so that the request is on its way.
+        let mut client = gate.send(post_chunked("2\r\nok\r\n"));
+        eventually("it is on its way", || gate.connections().iter().any(|it| it["up_bytes"] == 2));
+        client.send(chunks);
         let answer = client.read_answer();
         gate.check_refusal(&answer, 400, "bad_handshake");
         assert_eq!(answer.field("detail"), "the request body is malformed");
@@ -438,7 +471,12 @@ fn too_large_a_body_is_refused_before_or_cut_on_its_way() {
     let over = "x".repeat(1025);
     let answer = gate.refuses_before(&backend, post(&over), 413, "body_too_large");
     assert_eq!(answer.head.first, "HTTP/1.1 413 Payload Too Large");
-    gate.refuses_before(&backend, request("PUT", "/").with("Content-Length", "999999999999999999"), 413, "body_too_large");
+    gate.refuses_before(
+        &backend,
+        request("PUT", "/").with("Content-Length", "999999999999999999"),
+        413,
+        "body_too_large",
+    );
     // Whoever has no key does not learn how much would be taken.
     gate.refuses_before(&backend, post(&over).without("X-Api-Key"), 401, "missing_credential");
 
@@ -486,6 +524,9 @@ fn no_valid_answer_is_a_502() {
         "HTTP/1.1 099 X\r\n\r\n",
         "HTTP/1.1 700 X\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nX-A: b",
         "SSH-2.0-OpenSSH\r\n",
@@ -596,7 +637,8 @@ fn a_client_that_is_gone_frees_the_upstream_at_once() {
     up.read_to_close();
     lost(4);
     // In the middle of its body, which must not look whole.
-    for begin in [post_chunked("5\r\nhello\r\n"), request("POST", "/").with("Content-Length", "9").followed_by("hello")] {
+    for begin in [post_chunked("5\r\nhello\r\n"), request("POST", "/").with("Content-Length", "9").followed_by("hello")]
+    {
         let client = gate.send(begin);
         let mut up = backend.next();
         let chunked = up.head.has("Transfer-Encoding");
@@ -627,7 +669,10 @@ fn revocation_expiry_and_removal_end_a_running_answer() {
         (keys(&alice(", disabled: true")), "revoked"),
         (keys(&alice(", expires_at: 2020-01-01")), "expired"),
         (keys(&alice(", routes: [other]")), "not_allowed_on_route"),
-        (all.replace("path: /main,", "path: /main, auth: none,").replace("name: main,", "name: renamed,"), "route_removed"),
+        (
+            all.replace("path: /main,", "path: /main, auth: none,").replace("name: main,", "name: renamed,"),
+            "route_removed",
+        ),
     ] {
         let gate = Gate::start(&all);
         let (client, up) = stream(&gate, &backend, get("/main"));
@@ -720,7 +765,10 @@ fn a_request_that_runs_counts_like_a_tunnel() {
         let (backend, gate) = stand_with(&format!("limits: {{ {limits} }}"));
         let (client, up) = stream(&gate, &backend, get("/events"));
         let listed = gate.connections();
-        assert_eq!((listed.len(), listed[0]["kind"].as_str(), listed[0]["key"].as_str()), (1, Some("http"), Some("alice")));
+        assert_eq!(
+            (listed.len(), listed[0]["kind"].as_str(), listed[0]["key"].as_str()),
+            (1, Some("http"), Some("alice"))
+        );
         gate.refuses_before(&backend, get("/"), 429, "too_many_connections");
         gate.refuses_before(&backend, alice(), 429, "too_many_connections");
         assert_eq!(gate.metric("wsbouncer_forwards_open", &[("route", "main")]), 1.0);
@@ -823,7 +871,10 @@ fn curl_understands_it() {
     let gate = Gate::start(&route(&echo, "http: forward"));
     let url = format!("http://{}/x", gate.addr);
     let curl = |more: &[&str]| {
-        let output = Command::new("curl").args(["-sS", "--max-time", "20", "--noproxy", "*", "-H", &format!("X-Api-Key: {KEY}")]).args(more).output();
+        let output = Command::new("curl")
+            .args(["-sS", "--max-time", "20", "--noproxy", "*", "-H", &format!("X-Api-Key: {KEY}")])
+            .args(more)
+            .output();
         output.ok().map(|output| (output.status.code(), String::from_utf8(output.stdout).unwrap()))
     };
     // Where there is no curl, the raw tests have to do.
@@ -838,6 +889,102 @@ fn curl_understands_it() {
     assert_eq!(curl(&["-I", &url]).unwrap().0, Some(0));
     let two = curl(&[&url, &url]).unwrap();
     assert_eq!(two, (Some(0), "--".into()), "two requests are two connections");
+}
+
+/// Both at a time, as a stream of questions and answers.
+#[test]
+fn both_bodies_may_run_at_once() {
+    let (backend, gate) = stand();
+    let mut client = gate.send(post_chunked(""));
+    let mut up = backend.next();
+    up.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    assert_eq!(status(&client.read_head()), 200);
+    for round in 0..50 {
+        let chunk = format!("{:x}\r\n{}\r\n", round + 1, "x".repeat(round + 1));
+        client.send(&chunk);
+        // Sizes are written anew.
+        let anew = chunk.to_ascii_uppercase().replace('X', "x");
+        up.expect(&anew);
+        up.send(&chunk);
+        client.expect(&anew);
+    }
+    client.send("0\r\n\r\n");
+    up.expect("0\r\n\r\n");
+    up.send("0\r\n\r\n");
+    assert_eq!(client.read_to_end(), b"0\r\n\r\n");
+    assert_eq!(gate.log_line(|line| line.is("forwarded")).get("cause"), "complete");
+}
+
+/// Reads the body as its head says and answers; nothing may come behind it. Half a body is none.
+fn answer_one_request(mut conn: Conn) {
+    let mut rest = Vec::new();
+    let is_whole = match (conn.head.get("Content-Length"), conn.head.get("Transfer-Encoding")) {
+        (Some(_), Some(_)) => panic!("two framings in {:?}", conn.head),
+        (Some(length), None) => {
+            let length: usize = length.parse().unwrap();
+            while rest.len() < length {
+                match conn.read_some() {
+                    Ok(more) if !more.is_empty() => rest.extend(more),
+                    _ => break,
+                }
+            }
+            rest.len() == length
+        }
+        (None, Some("chunked")) => {
+            while !rest.ends_with(b"0\r\n\r\n") {
+                match conn.read_some() {
+                    Ok(more) if !more.is_empty() => rest.extend(more),
+                    _ => break,
+                }
+            }
+            rest.ends_with(b"0\r\n\r\n")
+        }
+        (None, Some(other)) => panic!("{other} in {:?}", conn.head),
+        (None, None) => true,
+    };
+    if is_whole {
+        let _ = conn.try_send("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok");
+        assert_eq!(conn.read_to_close().0, b"", "behind {:?}", conn.head);
+    }
+}
+
+#[test]
+fn mutations_of_a_request_never_become_two() {
+    const ROUNDS: usize = 250;
+    let backend = Backend::serve(answer_one_request);
+    let fields = "http: forward\ntimeouts: { idle: 200ms, handshake: 1s }";
+    let yaml = route(&backend, fields) + "timeouts: { head: 150ms }\n";
+    let mut gate = config(&yaml).level("info").start();
+    thread::scope(|scope| {
+        for seed in 0..4 {
+            let gate = &gate;
+            scope.spawn(move || {
+                let mut dice = Dice(seed + 4242);
+                for round in 0..ROUNDS {
+                    let first = match dice.roll(3) {
+                        0 => get("/first"),
+                        1 => post("hello"),
+                        _ => post_chunked("5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nX-T: 1\r\n\r\n"),
+                    };
+                    let second = [get("/second"), alice()][dice.roll(2)].bytes();
+                    let mut bytes = first.followed_by(second).bytes();
+                    for _ in 0..=dice.roll(3) {
+                        mutate(&mut dice, &mut bytes);
+                    }
+                    let mut client = gate.connect();
+                    let _ = client.try_send(&bytes);
+                    if dice.roll(2) == 0 {
+                        client.shutdown_write();
+                    }
+                    let (answer, _) = client.read_to_close();
+                    assert!(answers_in(&answer) <= 1, "seed {seed}, round {round}: {}", show(&answer));
+                }
+            });
+        }
+    });
+    assert!(backend.accepted() > 50 && backend.accepted() <= 4 * ROUNDS, "{}", backend.accepted());
+    eventually("all seats are given back", || gate.connections().is_empty());
+    gate.is_well();
 }
 
 /// Every ending of every kind leaves nothing behind.
