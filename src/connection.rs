@@ -134,6 +134,16 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
             turn_away(client, &early, &answer).await;
             None
         }
+        Reply::Forward(entry, forward) => {
+            let ended = Box::pin(forward.run(&entry, client, early, keepalive, &proxy.metrics)).await;
+            if let Some(denial) = ended.refusal {
+                let answer = proxy.deny(&entry, &denial);
+                refuse(ended.client, if is_head { answer.without_body() } else { answer.as_bytes() }, true).await;
+            } else if ended.is_more_to_come {
+                linger(ended.client).await;
+            }
+            None
+        }
         Reply::Closed(answer) => {
             let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
             // While the service was asked, more may have come.

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::denial::Denial;
-use crate::end::End;
+use crate::end::{Cause, End};
 use crate::peer::Shown;
 use crate::random;
 use crate::tunnels::Live;
@@ -222,6 +222,34 @@ impl Entry {
             "passed through"
         );
     }
+}
+
+/// How a forwarded request ended.
+pub struct Forwarded<'f> {
+    pub method: &'f str,
+    /// Of the answer, if one was begun.
+    pub status: Option<u16>,
+    pub cause: Cause,
+}
+
+pub fn forwarded(live: &Live, entry: &Entry, end: &Forwarded<'_>) {
+    info!(
+        id = &*live.id,
+        route = &*live.route,
+        key = live.key(),
+        caller = %live.caller,
+        host = entry.host.as_deref(),
+        method = end.method,
+        path = entry.path.as_deref(),
+        origin = live.origin.as_deref(),
+        upstream = &*live.upstream,
+        status = end.status,
+        cause = end.cause.word(),
+        up_bytes = live.control.up_bytes.load(Relaxed),
+        down_bytes = live.control.down_bytes.load(Relaxed),
+        seconds = entry.since.elapsed().as_secs_f64(),
+        "forwarded"
+    );
 }
 
 pub fn opened(live: &Live) {
