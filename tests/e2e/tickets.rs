@@ -324,7 +324,7 @@ fn what_looks_like_a_ticket_is_none() {
 #[test]
 fn a_ticket_in_a_cookie_loads_pages_and_opens_one_socket() {
     let page = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage";
-    let backend = Backend::serve(|mut conn| {
+    let backend = Backend::serve(move |mut conn| {
         if conn.head.has("Upgrade") {
             conn.accept();
             conn.echo();
