@@ -55,6 +55,19 @@ pub async fn read<S: AsyncRead + Unpin>(mut bytes: Vec<u8>, stream: &mut S, limi
     }
 }
 
+/// A whole head that is not read off a connection, such as one that a person has pasted.
+///
+/// # Errors
+/// As [`read`], and 400 for one that is not whole.
+pub fn whole(bytes: Vec<u8>) -> Result<Parts, Denial> {
+    let length = scan(&bytes, 0)?.ok_or_else(|| Denial::bad_handshake("the request head is not complete"))?;
+    if length > MAX_HEAD {
+        return Err(too_large(&bytes));
+    }
+    vet(&bytes[..length])?;
+    Head { bytes, length }.parse().map(|(parts, _)| parts)
+}
+
 async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
     let mut from = 0;
     loop {

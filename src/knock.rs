@@ -6,10 +6,13 @@ use http::header::HOST;
 use http::request::Parts;
 
 use crate::auth::Credential;
+use crate::auth::first_message::FirstMessage;
 use crate::decline::Decline;
 use crate::denial::{Denial, Reason};
 use crate::forward::Plain;
 use crate::handshake::Upgrade;
+use crate::limit::Guest;
+use crate::log::Entry;
 use crate::peer::Caller;
 use crate::route::{NotFound, Route};
 use crate::rules::Rules;
@@ -28,6 +31,20 @@ pub enum Asks {
     Tunnel(Upgrade),
     /// A plain request that goes on as it is.
     Page(Plain),
+}
+
+impl std::fmt::Display for Asks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Page(_) => f.write_str("plain HTTP, which this route forwards"),
+            Self::Tunnel(upgrade) if upgrade.protocols.is_empty() => {
+                f.write_str("a WebSocket handshake, version 13, with no subprotocol to choose from")
+            }
+            Self::Tunnel(upgrade) => {
+                write!(f, "a WebSocket handshake, version 13, offering {}", upgrade.protocols.join(", "))
+            }
+        }
+    }
 }
 
 impl Asks {
@@ -59,6 +76,21 @@ impl Knock {
     /// Whether its credential may come as its first message.
     pub fn awaits_message(&self) -> bool {
         matches!(self.asks, Asks::Tunnel(_)) && self.route.verifier.first_message().is_some()
+    }
+}
+
+/// A client whose handshake is complete, and whose first message is to say who it is.
+pub struct Asked {
+    pub knock: Knock,
+    pub entry: Entry,
+    /// Among those who are waited for.
+    pub place: Guest,
+}
+
+impl Asked {
+    /// What it is to say.
+    pub fn wanted(&self) -> Option<&FirstMessage> {
+        self.knock.route.verifier.first_message()
     }
 }
 

@@ -59,7 +59,9 @@ pub mod first_message;
 pub mod forward;
 pub mod head;
 pub mod knock;
+pub mod porch;
 pub mod proxy;
+pub mod rehearsal;
 pub mod relay;
 
 pub mod admit;
@@ -86,6 +88,7 @@ pub mod random;
 pub mod rules;
 pub mod secret;
 pub mod socket;
+pub mod trail;
 pub mod tunnels;
 
 pub mod config;

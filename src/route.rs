@@ -55,6 +55,22 @@ pub struct Timeouts {
     pub half_close: Duration,
 }
 
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let host = match &self.host {
+            HostPattern::Any => "any host".to_owned(),
+            HostPattern::Exact(host) => format!("host {host}"),
+            HostPattern::Below(suffix) => format!("host *{suffix}"),
+        };
+        let path = match &self.path {
+            PathPattern::Any => "any path".to_owned(),
+            PathPattern::Exact(path) => format!("path {path}"),
+            PathPattern::Prefix(prefix) => format!("path {prefix}*"),
+        };
+        write!(f, "{} ({host}, {path}), which leads to {}", self.name, self.upstream.name)
+    }
+}
+
 impl Route {
     /// How long its upstream may take.
     pub fn patience(&self) -> Patience {
@@ -223,6 +239,13 @@ impl RouteTable {
             return Err(NotFound::AmbiguousPath);
         }
         self.doors.find(host, path).ok_or(NotFound::NoRoute)
+    }
+
+    /// Every route, in order of names.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let mut all: Vec<_> = self.by_name.values().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all.into_iter()
     }
 
     pub fn has_desks(&self) -> bool {

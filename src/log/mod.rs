@@ -20,6 +20,7 @@ use crate::denial::Denial;
 use crate::end::{Cause, End};
 use crate::peer::Shown;
 use crate::random;
+use crate::trail::Trail;
 use crate::tunnels::Live;
 
 /// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
@@ -134,6 +135,7 @@ pub struct Entry {
     /// Without the query.
     pub path: Option<Box<str>>,
     pub origin: Option<Box<str>>,
+    pub trail: Trail,
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -155,6 +157,7 @@ impl Entry {
             host: None,
             path: None,
             origin: None,
+            trail: Trail::default(),
         }
     }
 
