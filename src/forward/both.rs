@@ -2,7 +2,7 @@
 //! is gone, or it has to end.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::{client, server};
@@ -107,18 +107,18 @@ impl<'f> Both<'f> {
         if let Poll::Ready(served) = served {
             return Poll::Ready(self.verdict(served.is_ok()));
         }
-        let (next, _) = self.next_bound();
-        if next < self.timer.deadline() {
-            self.timer.as_mut().reset(next);
-        }
-        while self.timer.as_mut().poll(cx).is_ready() {
+        loop {
+            // Looked at here and not left to the timer alone: it does not fire on a task that has had its turn.
             let (next, bound) = self.next_bound();
             if next <= Instant::now() {
                 return Poll::Ready(self.overdue(bound));
             }
+            if next < self.timer.deadline() {
+                self.timer.as_mut().reset(next);
+            }
+            ready!(self.timer.as_mut().poll(cx));
             self.timer.as_mut().reset(next);
         }
-        Poll::Pending
     }
 
     /// For what is left on the client's side.
