@@ -18,6 +18,7 @@ fn main() -> ExitCode {
             args.log.init();
             on_runtime(cli::demo::run(&args))
         }
+        Command::Schema => cli::schema::run(),
         Command::Check(args) => cli::check::run(&args),
         Command::Explain(args) => cli::explain::run(&args),
     }

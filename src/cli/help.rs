@@ -133,6 +133,13 @@ Exit codes:
   1  another status, no answer, or none in time
   2  the URL has a fault";
 
+pub(super) const SCHEMA: &str = "\
+Examples:
+  wsbouncer schema > wsbouncer.schema.json
+
+  In an editor with yaml-language-server, as the first line of the file:
+    # yaml-language-server: $schema=./wsbouncer.schema.json";
+
 pub(super) const DEMO: &str = "\
 Examples:
   wsbouncer demo

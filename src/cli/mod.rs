@@ -8,6 +8,7 @@ mod help;
 pub mod key;
 pub mod probe;
 mod request;
+pub mod schema;
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::help::{CHECK, DEMO, EXPLAIN, KEY_HASH, KEY_NEW, OVERVIEW, PROBE, SEE_HELP, SERVE};
+use self::help::{CHECK, DEMO, EXPLAIN, KEY_HASH, KEY_NEW, OVERVIEW, PROBE, SCHEMA, SEE_HELP, SERVE};
 
 /// A reverse proxy that authenticates WebSocket upgrades.
 ///
@@ -69,6 +70,12 @@ pub enum Command {
     /// check of a container. Connecting may take 2 seconds, the whole of it 5.
     #[command(after_long_help = PROBE)]
     Probe(ProbeArgs),
+
+    /// Print a JSON Schema of the YAML file, with which an editor completes it and marks mistakes.
+    ///
+    /// Names and forms, and what the reference says of each field. What does not fit together is for `check` to say.
+    #[command(after_long_help = SCHEMA)]
+    Schema,
 
     /// Try it: the real proxy, a built-in echo service behind it, and lines to paste.
     ///
@@ -270,7 +277,7 @@ mod tests {
     /// clap wraps longer lines where it likes, and an example that is broken in two cannot be pasted.
     #[test]
     fn help_fits_a_terminal() {
-        for text in [OVERVIEW, SERVE, CHECK, EXPLAIN, KEY_NEW, KEY_HASH, PROBE, DEMO] {
+        for text in [OVERVIEW, SERVE, CHECK, EXPLAIN, KEY_NEW, KEY_HASH, PROBE, SCHEMA, DEMO] {
             for line in text.lines() {
                 assert!(line.len() <= 88, "{} characters: {line}", line.len());
             }
