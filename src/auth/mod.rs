@@ -78,7 +78,7 @@ impl Verifier {
     /// Whether a backend might read a header of this name (`plain`: as such backends read it) as one that a credential of
     /// this route stands in, although it is another one.
     pub fn has_alias(&self, name: &str, plain: &str) -> bool {
-        let stands_for = |wanted: &str| wanted != name && plain_name(wanted) == plain;
+        let stands_for = |wanted: &str| wanted.len() == plain.len() && wanted != name && plain_name(wanted) == plain;
         match self {
             Self::Open => false,
             Self::ApiKey(places) => places.iter().any(|place| match place {
