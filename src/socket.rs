@@ -214,6 +214,7 @@ mod tests {
             other.shutdown(Shutdown::Write).unwrap();
         };
         assert_eq!(waits_for(socket.read(&mut buffer), news).await.unwrap(), 4);
-        assert_eq!(socket.read(&mut buffer).await.unwrap(), 0);
+        let end = tokio::time::timeout(Duration::from_secs(5), socket.read(&mut buffer)).await;
+        assert_eq!(end.expect("nobody told of the end").unwrap(), 0);
     }
 }
