@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 
 use crate::auth::Principal;
-use crate::fields::{is_claim, is_ours, plain_name, tokens};
+use crate::fields::{is_claim, is_ours, plain_name, push_value, tokens};
 use crate::handshake::Upgrade;
 use crate::peer::Caller;
 use crate::route::{Route, RouteTable};
@@ -112,8 +112,7 @@ impl Head {
     fn line(&mut self, name: &str, value: &[u8]) {
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b": ");
-        // A line end can be in neither by now; this is the last place to be sure of it.
-        self.0.extend(value.iter().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+        push_value(&mut self.0, value);
         self.0.extend_from_slice(b"\r\n");
     }
 }

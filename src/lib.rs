@@ -23,7 +23,7 @@
 //! process   main -> server -> { worker, reload, admin }, cli
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
+//! facts     everyone -> answer, socket (queue), peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -84,6 +84,7 @@ pub mod frame;
 pub mod log;
 pub mod metrics;
 pub mod peer;
+pub mod queue;
 pub mod random;
 pub mod rules;
 pub mod secret;

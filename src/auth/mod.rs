@@ -159,7 +159,7 @@ impl Verifier {
     /// Whether a backend might read a header of this name (`plain`: as such backends read it) as one that a credential of
     /// this route stands in, although it is another one.
     pub fn has_alias(&self, name: &str, plain: &str) -> bool {
-        let stands_for = |wanted: &str| wanted != name && plain_name(wanted) == plain;
+        let stands_for = |wanted: &str| wanted.len() == plain.len() && wanted != name && plain_name(wanted) == plain;
         self.places().iter().any(|(place, _)| match place {
             Place::Header(wanted) => stands_for(wanted.as_str()),
             Place::Bearer | Place::Basic => stands_for("authorization"),
