@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::admit::Conditions;
 use crate::auth::Verifier;
 use crate::fields::plain_name;
+use crate::relay::{Pinging, Watch};
 use crate::template::HeaderTemplate;
+use crate::traffic::Traffic;
 use crate::upstream::Upstream;
 
 /// One route, compiled: what it takes, who may use it, and where it leads.
@@ -22,7 +24,22 @@ pub struct Route {
     /// Identity and other headers that the upstream gets from us.
     pub headers: Vec<HeaderTemplate>,
     pub timeouts: Timeouts,
+    pub traffic: Traffic,
+    pub strict_frames: bool,
     pub upstream: Arc<Upstream>,
+}
+
+impl Route {
+    /// What a tunnel of this route is watched for, and by the limits of its key.
+    pub fn watch(&self, of_key: Option<&Traffic>) -> Option<Box<Watch>> {
+        let timeout = self.timeouts.ping_timeout;
+        let watch = Watch {
+            ping: self.timeouts.ping_interval.map(|interval| Pinging { interval, timeout }),
+            traffic: of_key.map_or(self.traffic, |of_key| self.traffic.and(of_key)),
+            strict: self.strict_frames,
+        };
+        (watch != Watch::default()).then(|| Box::new(watch))
+    }
 }
 
 /// `None` means no limit.
@@ -35,6 +52,9 @@ pub struct Timeouts {
     pub max_lifetime: Option<Duration>,
     /// How long one direction may live without bytes after the other has ended.
     pub half_close: Duration,
+    /// How long a client may be silent before it is asked whether it is there, and how long it has to answer.
+    pub ping_interval: Option<Duration>,
+    pub ping_timeout: Duration,
 }
 
 /// Which hosts a route takes. Texts are in lower case, without port and trailing dot.

@@ -26,8 +26,9 @@ const MUST_NOT_IMPORT: &[(&str, &str, &str)] = &[
 /// Exceptions from the table above, and from "the domain never imports config".
 const BUT_MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config::schema", &["config::value"]),
-    ("relay", &["relay::*", "frame", "end", "clock", "random"]),
-    ("relay::*", &["relay::*", "frame", "end", "clock", "random"]),
+    ("frame", &["frame::*"]),
+    ("relay", &["relay::*", "frame", "traffic", "end", "clock", "random"]),
+    ("relay::*", &["relay::*", "frame", "traffic", "end", "clock", "random"]),
 ];
 
 /// (crate, who may name it, reason).

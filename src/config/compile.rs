@@ -197,6 +197,8 @@ fn one_route(
         hide_credentials: route.hide_credentials,
         headers,
         timeouts: route.timeouts,
+        traffic: route.traffic,
+        strict_frames: route.strict_frames,
         upstream,
     })
 }

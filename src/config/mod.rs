@@ -13,11 +13,13 @@ mod keys;
 mod locate;
 mod plain;
 mod problem;
+mod quantity;
 mod report;
 mod routes;
 pub mod schema;
 mod snippet;
 mod source;
+mod traffic;
 mod value;
 mod yaml;
 

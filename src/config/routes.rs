@@ -5,6 +5,7 @@ use http::HeaderName;
 use super::fields::{Fields, mismatch, parsed};
 use super::problem::{Faults, Path, Wrong, nearest};
 use super::schema::{self, Auth, Header, Route, To};
+use super::traffic;
 use super::value::{self, Encoding, HostPattern, PathPattern, Place, Shape, Target, Timeouts};
 use super::yaml::Node;
 
@@ -39,9 +40,10 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         let hint = "add allowed_origins: [\"https://your.site\"] to this route";
         faults.value(&fields.at.field("auth"), wrong.hint(hint));
     }
-    let (max_connections, max_connections_per_key) =
+    let (max_connections, max_connections_per_key, traffic) =
         fields.below("limits", &schema::ROUTE_LIMITS, faults, |limits, faults| {
-            (limits.count("max_connections", faults), limits.count("max_connections_per_key", faults))
+            let count = |name, faults: &mut Faults| limits.count(name, faults);
+            (count("max_connections", faults), count("max_connections_per_key", faults), traffic::read(limits, faults))
         });
     Route {
         sound: false,
@@ -55,6 +57,8 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         headers: headers(fields, faults),
         max_connections,
         max_connections_per_key,
+        traffic,
+        strict_frames: fields.flag("strict_frames", faults),
         timeouts: fields.below("timeouts", &schema::ROUTE_TIMEOUTS, faults, timeouts),
     }
 }
@@ -80,6 +84,8 @@ fn timeouts(fields: &Fields<'_, '_>, faults: &mut Faults) -> Timeouts {
         idle: fields.duration_or_off("idle", faults),
         max_lifetime: fields.duration_or_off("max_lifetime", faults),
         half_close: fields.some_duration("half_close", faults),
+        ping_interval: fields.duration_or_off("ping_interval", faults),
+        ping_timeout: fields.some_duration("ping_timeout", faults),
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::value::{
-    Digest, Drain, HostPattern, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts, UnixTime,
+    Digest, Drain, HostPattern, IpNet, Limits, Origin, PathPattern, Piece, Place, Secret, Target, Timeouts, Traffic,
+    UnixTime,
 };
 
 /// One map of the file.
@@ -53,6 +54,8 @@ pub enum Below {
     Value,
     /// A map with this section's fields, or a list of such maps.
     Section(&'static Section),
+    /// One value for both directions, or a map with one for each.
+    EachWay(&'static Section),
     /// A map from names that the operator chooses to such a thing.
     Named(&'static Self),
     /// A map from names that the operator chooses to text; whether diagnostics may show the names.
@@ -67,6 +70,15 @@ const fn value(name: &'static str, default: &'static str) -> Field {
 
 const fn number(name: &'static str, default: &'static str) -> Field {
     Field { name, default, below: Below::Value, shown: Shown::IfNumber }
+}
+
+const fn each_way(name: &'static str) -> Field {
+    Field { name, default: "", below: Below::EachWay(&EACH_WAY), shown: Shown::Yes }
+}
+
+/// The same beside secrets.
+const fn each_way_number(name: &'static str) -> Field {
+    Field { name, default: "", below: Below::EachWay(&EACH_WAY_NUMBER), shown: Shown::IfNumber }
 }
 
 const fn section(name: &'static str, below: &'static Section) -> Field {
@@ -123,6 +135,7 @@ pub static KEY: Section = Section {
         number("expires_at", ""),
         number("disabled", "false"),
         number("max_connections", ""),
+        hidden("limits", Below::Section(&KEY_LIMITS)),
         hidden("attributes", Below::Texts { names_shown: false }),
     ])
 };
@@ -148,6 +161,7 @@ pub static ROUTE: Section = Section {
         section("auth", &AUTH),
         value("allowed_origins", ""),
         value("hide_credentials", "true"),
+        value("strict_frames", "false"),
         hidden("identity_headers", Below::Texts { names_shown: true }),
         hidden("set_headers", Below::Texts { names_shown: true }),
         section("limits", &ROUTE_LIMITS),
@@ -172,21 +186,42 @@ pub static PLACE: Section = Section {
 pub static SUBPROTOCOL: Section =
     fields(&[value("pair", ""), value("prefix", ""), value("preset", ""), value("encoding", "raw")]);
 
-pub static ROUTE_LIMITS: Section = Section {
-    later: &["max_message_bytes", "messages_per_second", "bytes_per_second"],
-    ..fields(&[value("max_connections", ""), value("max_connections_per_key", "")])
-};
+pub static ROUTE_LIMITS: Section = fields(&[
+    value("max_connections", ""),
+    value("max_connections_per_key", ""),
+    each_way("max_message_bytes"),
+    each_way("messages_per_second"),
+    each_way("message_burst"),
+    each_way("bytes_per_second"),
+    each_way("byte_burst"),
+    value("on_excess", "close"),
+]);
 
-pub static ROUTE_TIMEOUTS: Section = Section {
-    later: &["ping_interval"],
+pub static KEY_LIMITS: Section = Section {
+    private: true,
     ..fields(&[
-        value("connect", "5s"),
-        value("handshake", "10s"),
-        value("idle", "1h"),
-        value("max_lifetime", "off"),
-        value("half_close", "30s"),
+        each_way_number("max_message_bytes"),
+        each_way_number("messages_per_second"),
+        each_way_number("message_burst"),
+        each_way_number("bytes_per_second"),
+        each_way_number("byte_burst"),
+        number("on_excess", "close"),
     ])
 };
+
+pub static EACH_WAY: Section = fields(&[value("up", ""), value("down", "")]);
+
+pub static EACH_WAY_NUMBER: Section = Section { private: true, ..fields(&[number("up", ""), number("down", "")]) };
+
+pub static ROUTE_TIMEOUTS: Section = fields(&[
+    value("connect", "5s"),
+    value("handshake", "10s"),
+    value("idle", "1h"),
+    value("max_lifetime", "off"),
+    value("half_close", "30s"),
+    value("ping_interval", "off"),
+    value("ping_timeout", "10s"),
+]);
 
 pub static LIMITS: Section = fields(&[
     value("max_connections", ""),
@@ -251,6 +286,8 @@ pub struct Route {
     pub headers: Vec<Header>,
     pub max_connections: Option<u32>,
     pub max_connections_per_key: Option<u32>,
+    pub traffic: Traffic,
+    pub strict_frames: bool,
     pub timeouts: Timeouts,
 }
 
@@ -283,6 +320,7 @@ pub struct Key {
     pub expires_at: Option<UnixTime>,
     pub disabled: bool,
     pub max_connections: Option<u32>,
+    pub limits: Option<Box<Traffic>>,
     pub attributes: Vec<(Box<str>, Box<str>)>,
 }
 

@@ -3,12 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use http::HeaderName;
 use http::uri::PathAndQuery;
 
 use super::problem::{Wrong, holds_key, nearest};
+pub use super::quantity::{duration, duration_or_off, size, some_duration};
 pub use crate::admit::Origin;
 pub use crate::auth::credential::{Encoding, Place, Shape};
 pub use crate::clock::UnixTime;
@@ -17,51 +17,19 @@ pub use crate::limit::Limits;
 pub use crate::route::{HostPattern, PathPattern, Timeouts};
 pub use crate::rules::Drain;
 pub use crate::secret::{Digest, Secret};
+pub use crate::traffic::{Flow, Rate, Traffic};
 pub use crate::upstream::Endpoint;
 pub use ipnet::IpNet;
 
 type Parsed<T> = Result<T, Wrong>;
 
-/// Timers beyond this mean "off", and runtimes round them in odd ways.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
-
-/// `250ms`, `30s`, `5m`, `2h`, `1d`.
-pub fn duration(text: &str) -> Parsed<Duration> {
-    const UNITS: &str = "write a whole number and one unit: 250ms, 30s, 5m, 2h or 1d";
-    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        "" if !number.is_empty() => return Err(Wrong::new("this duration has no unit").hint(UNITS)),
-        _ => return Err(Wrong::new("this is not a duration").hint(UNITS)),
-    };
-    if number.is_empty() {
-        return Err(Wrong::new("this is not a duration").hint(UNITS));
-    }
-    let total = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis)).map(Duration::from_millis);
-    total.filter(|total| *total <= LONGEST).ok_or_else(|| Wrong::new("this is longer than ten years"))
-}
-
-/// A duration that must not be nothing.
-pub fn some_duration(text: &str) -> Parsed<Duration> {
-    duration(text)
-        .and_then(|total| if total.is_zero() { Err(Wrong::new("this must be longer than nothing")) } else { Ok(total) })
-}
-
-/// A duration, or `off`.
-pub fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
-    if text == "off" {
-        return Ok(None);
-    }
-    match duration(text) {
-        Ok(total) if total.is_zero() => {
-            Err(Wrong::new("this must be longer than nothing").hint("write off for no limit"))
-        }
-        other => other.map(Some),
+/// What becomes of what is too much: whether it has to wait.
+pub fn on_excess(text: &str) -> Parsed<bool> {
+    match text {
+        "close" => Ok(false),
+        "delay" => Ok(true),
+        _ => Err(Wrong::new("this must be close or delay")
+            .hint("close ends the connection with 4429, delay reads on when there is room again")),
     }
 }
 
@@ -396,19 +364,6 @@ pub fn encoding(text: &str) -> Parsed<Encoding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_have_a_unit() {
-        let good = [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("2h", 7_200_000), ("1d", 86_400_000), ("0s", 0)];
-        for (text, millis) in good {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
-        }
-        for text in ["", "5", "s", "1.5h", "-1s", "1h30m", "5 m", "5M", "99999999999999999999s", "4000d", "٣s"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-        assert_eq!(duration_or_off("off"), Ok(None));
-        assert!(duration_or_off("0s").is_err() && some_duration("0ms").is_err());
-    }
 
     #[test]
     fn dates_are_moments() {

@@ -9,6 +9,7 @@ mod admin;
 mod auth;
 mod cli;
 mod drain;
+mod frames;
 mod handshake;
 mod hostile;
 mod limits;
