@@ -181,7 +181,7 @@ async fn begin(mut client: Socket, early: Vec<u8>, answer: &[u8], opened: Opened
     };
     let live = opened.seat.live();
     log::never_began(live, &why);
-    let end = End { cause: Cause::ClientLost, code: None };
+    let end = End::new(Cause::ClientLost, None);
     log::closed(live, end);
     proxy.metrics.closed(live, end.cause);
     None

@@ -23,7 +23,8 @@
 //! process   main -> server -> { worker, reload, admin }, cli
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> answer, socket (queue), peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
+//! facts     everyone -> answer, socket (queue), peer, random, denial, end, secret, clock, fields, traffic, rules,
+//!           tunnels, log, metrics
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -41,7 +42,7 @@
 //! | origin, scope, limits | [`admit`], [`limit`] | pure |
 //! | on the list, asked once more | [`tunnels`], [`rules`] | |
 //! | dial, our handshake, its answer checked | [`headers`], [`upstream`], [`handshake`] | `connect`, `handshake` |
-//! | bytes both ways, frames followed | [`relay`], [`frame`] | `idle`, `max_lifetime`, dates, drain |
+//! | bytes both ways, frames followed | [`relay`], [`frame`], [`traffic`] | `idle`, `max_lifetime`, sizes and rates, dates, drain |
 //! | or a plain request and its answer, where the route says `http: forward` | [`forward`] | the same |
 //! | one line, counters, permits back | [`log`], [`metrics`] | |
 
@@ -89,6 +90,7 @@ pub mod random;
 pub mod rules;
 pub mod secret;
 pub mod socket;
+pub mod traffic;
 pub mod trail;
 pub mod tunnels;
 

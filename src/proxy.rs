@@ -239,7 +239,8 @@ impl Proxy {
         seat.opened(confirmed, subprotocol);
         self.metrics.opened(seat.live());
         log::opened(seat.live());
-        let start = Start { from_client: Vec::new(), from_upstream: opened.early, extensions };
+        let watch = route.watch(seat.live().principal.key().and_then(|key| key.limits.as_deref()));
+        let start = Start { from_client: Vec::new(), from_upstream: opened.early, extensions, watch };
         Ok(Done::Opened(answer, Opened { seat, upstream: opened.stream, start, bounds: route.bounds() }))
     }
 

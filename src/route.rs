@@ -10,8 +10,9 @@ use crate::admit::Conditions;
 use crate::auth::Verifier;
 use crate::fields::plain_name;
 use crate::random;
-use crate::relay::Bounds;
+use crate::relay::{Bounds, Pinging, Watch};
 use crate::template::HeaderTemplate;
+use crate::traffic::Traffic;
 use crate::upstream::{Patience, Upstream};
 
 /// One route, compiled: what it takes, who may use it, and where it leads.
@@ -29,6 +30,8 @@ pub struct Route {
     /// Identity and other headers that the upstream gets from us.
     pub headers: Vec<HeaderTemplate>,
     pub timeouts: Timeouts,
+    pub traffic: Traffic,
+    pub strict_frames: bool,
     pub upstream: Arc<Upstream>,
 }
 
@@ -43,6 +46,19 @@ pub enum Http {
     },
 }
 
+impl Route {
+    /// What a tunnel of this route is watched for, and by the limits of its key.
+    pub fn watch(&self, of_key: Option<&Traffic>) -> Option<Box<Watch>> {
+        let timeout = self.timeouts.ping_timeout;
+        let watch = Watch {
+            ping: self.timeouts.ping_interval.map(|interval| Pinging { interval, timeout }),
+            traffic: of_key.map_or(self.traffic, |of_key| self.traffic.and(of_key)),
+            strict: self.strict_frames,
+        };
+        (watch != Watch::default()).then(|| Box::new(watch))
+    }
+}
+
 /// `None` means no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
@@ -53,6 +69,9 @@ pub struct Timeouts {
     pub max_lifetime: Option<Duration>,
     /// How long one direction may live without bytes after the other has ended.
     pub half_close: Duration,
+    /// How long a client may be silent before it is asked whether it is there, and how long it has to answer.
+    pub ping_interval: Option<Duration>,
+    pub ping_timeout: Duration,
 }
 
 impl std::fmt::Display for Route {

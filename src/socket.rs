@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
 
 use crate::queue::{Side, Ticket};
 
@@ -111,9 +112,12 @@ pub fn keepalive(idle: Duration) -> TcpKeepalive {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // A peer that never pauses must not hold the thread: whoever reads in a loop is made to wait now and then.
+        let turn = ready!(poll_proceed(cx));
         ready!(self.poll_wait(cx, Side::Read))?;
         let unfilled = buffer.initialize_unfilled();
         let count = ready!(self.poll_try(cx, Side::Read, |stream| stream.read(unfilled)))?;
+        turn.made_progress();
         self.note(Side::Read, count, unfilled.len());
         buffer.advance(count);
         Poll::Ready(Ok(()))
@@ -122,10 +126,12 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let turn = ready!(poll_proceed(cx));
         if self.ticket.is_some() {
             ready!(self.poll_wait(cx, Side::Write))?;
         }
         let count = ready!(self.poll_try(cx, Side::Write, |stream| stream.write(bytes)))?;
+        turn.made_progress();
         self.note(Side::Write, count, bytes.len());
         Poll::Ready(Ok(count))
     }

@@ -300,6 +300,7 @@ mod tests {
             expires_at: None,
             disabled: false,
             max_connections: None,
+            limits: None,
             attributes: Box::default(),
         };
         keys.add(&key, &[(Digest::of(b"secret"), None)]).unwrap();

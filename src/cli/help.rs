@@ -72,7 +72,7 @@ Examples:
     -H 'X-Api-Key: test_api_key' --origin https://chat.example.com
   wsbouncer explain -c wsbouncer.yaml --url ws://localhost/ws \\
     --subprotocol x-api-key --subprotocol test_api_key --from 10.0.0.7
-  wsbouncer explain -c wsbouncer.yaml --curl \"curl http://localhost/ws -H 'X-Api-Key: a'\"
+  wsbouncer explain -c wsbouncer.yaml --curl \"curl http://a/ws -H 'X-Api-Key: a'\"
   pbpaste | wsbouncer explain -c wsbouncer.yaml --request -
 
 Limits count what is open in a running proxy, and here nothing is.

@@ -209,6 +209,8 @@ fn one_route(
         http: route.http,
         headers,
         timeouts: route.timeouts,
+        traffic: route.traffic,
+        strict_frames: route.strict_frames,
         upstream,
     })
 }

@@ -108,8 +108,24 @@ fn form(field: &Field, path: &str, said: &HashMap<&str, String>) -> Value {
             };
             json!({ "type": "object", "additionalProperties": { "anyOf": [text(), inner] } })
         }
+        Below::EachWay(section) => {
+            json!({ "anyOf": [leaf(path, field.name), each_way(section, path, field.name, said)] })
+        }
         Below::Section(section) => around(path, field.name, section.words, below(section)),
     }
+}
+
+/// A map with a value for each direction.
+fn each_way(section: &Section, path: &str, name: &str, said: &HashMap<&str, String>) -> Value {
+    let mut map = object(section, &format!("{path}."), said);
+    let description = "Of this direction: up is from the client, down is to it";
+    for field in section.fields {
+        let mut form = leaf(path, name);
+        form["description"] = json!(description);
+        map["properties"][field.name] = form;
+    }
+    map["minProperties"] = json!(1);
+    map
 }
 
 /// The forms that a section may have in place of its map.
@@ -157,8 +173,12 @@ fn leaf(path: &str, name: &str) -> Value {
         "connect" | "handshake" | "half_close" | "head" | "after" | "timeout" | "spread" | "ttl" | "ping_timeout" => {
             pattern(DURATION)
         }
-        "max_bytes" | "max_request_body" => pattern("^[0-9]+(B|KiB|MiB|GiB)$"),
-        name if name.starts_with("max_") => json!({ "type": "integer", "minimum": 1, "maximum": u32::MAX }),
+        "max_bytes" | "max_request_body" | "max_message_bytes" | "bytes_per_second" | "byte_burst" => {
+            pattern("^[0-9]+(B|KiB|MiB|GiB)$")
+        }
+        name if name.starts_with("max_") || name.starts_with("message") => {
+            json!({ "type": "integer", "minimum": 1, "maximum": u32::MAX })
+        }
         "disabled" | "hide_credentials" | "allow_remote" | "forward" | "secure" | "strict_frames" => {
             json!({ "type": "boolean" })
         }

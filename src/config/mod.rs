@@ -20,6 +20,7 @@ mod routes;
 pub mod schema;
 mod snippet;
 mod source;
+mod traffic;
 mod value;
 mod yaml;
 

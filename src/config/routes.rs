@@ -6,6 +6,7 @@ use super::auth;
 use super::fields::{Fields, mismatch, parsed};
 use super::problem::{Faults, Path, Wrong};
 use super::schema::{self, Auth, Header, Route, To};
+use super::traffic;
 use super::value::{self, HostPattern, Http, PathPattern, Place, Target, Timeouts};
 use super::yaml::Node;
 
@@ -41,10 +42,12 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         faults.value(&fields.at.field("auth"), wrong.hint(hint));
     }
     let forwards = fields.parsed_or_default("http", forwards, faults);
-    let (max_connections, max_connections_per_key, http) =
+    let (max_connections, max_connections_per_key, http, traffic) =
         fields.below("limits", &schema::ROUTE_LIMITS, faults, |limits, faults| {
             let http = http(limits, forwards, faults);
-            (limits.count("max_connections", faults), limits.count("max_connections_per_key", faults), http)
+            let count = |name, faults: &mut Faults| limits.count(name, faults);
+            let (all, per_key) = (count("max_connections", faults), count("max_connections_per_key", faults));
+            (all, per_key, http, traffic::read(limits, faults))
         });
     Route {
         sound: false,
@@ -61,6 +64,8 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         headers: headers(fields, faults),
         max_connections,
         max_connections_per_key,
+        traffic,
+        strict_frames: fields.flag("strict_frames", faults),
         timeouts: fields.below("timeouts", &schema::ROUTE_TIMEOUTS, faults, timeouts),
     }
 }
@@ -109,6 +114,8 @@ fn timeouts(fields: &Fields<'_, '_>, faults: &mut Faults) -> Timeouts {
         idle: fields.duration_or_off("idle", faults),
         max_lifetime: fields.duration_or_off("max_lifetime", faults),
         half_close: fields.some_duration("half_close", faults),
+        ping_interval: fields.duration_or_off("ping_interval", faults),
+        ping_timeout: fields.some_duration("ping_timeout", faults),
     }
 }
 

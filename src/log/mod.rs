@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::denial::Denial;
 use crate::end::{Cause, End};
+use crate::frame::Fault;
 use crate::peer::Shown;
 use crate::random;
 use crate::trail::Trail;
@@ -279,6 +280,8 @@ pub fn closed(live: &Live, end: End) {
         subprotocol = opening.and_then(|opening| opening.subprotocol.as_deref()),
         cause = end.cause.word(),
         code = end.code,
+        direction = end.breach.map(|breach| breach.direction.word()),
+        fault = end.breach.and_then(|breach| breach.fault).map(Fault::word),
         up_bytes = live.control.up_bytes.load(Relaxed),
         down_bytes = live.control.down_bytes.load(Relaxed),
         up_messages = live.control.up_messages.load(Relaxed),

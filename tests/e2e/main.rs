@@ -13,6 +13,7 @@ mod explain;
 mod failure;
 mod first_message;
 mod forward;
+mod frames;
 mod handshake;
 mod hostile;
 mod limits;
