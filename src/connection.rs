@@ -108,10 +108,16 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
     };
     let is_head = parts.method == Method::HEAD;
     let is_more_to_come = !early.is_empty() || has_body(&parts.headers);
+    let mut has_waited = false;
+    let hung_up = async {
+        // Looked at only where the reply is not there at once.
+        has_waited = true;
+        client.hung_up().await;
+    };
     let reply = tokio::select! {
         biased;
         reply = proxy.handle(peer, parts) => reply,
-        () = client.hung_up(), if early.is_empty() => {
+        () = hung_up, if early.is_empty() => {
             debug!(caller = %from, "the client hung up during the handshake");
             return None;
         }
@@ -128,11 +134,20 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
             turn_away(client, &early, &answer).await;
             None
         }
+        Reply::Forward(entry, forward) => {
+            let ended = Box::pin(forward.run(&entry, client, early, keepalive, &proxy.metrics)).await;
+            if let Some(denial) = ended.refusal {
+                let answer = proxy.deny(&entry, &denial);
+                refuse(ended.client, if is_head { answer.without_body() } else { answer.as_bytes() }, true).await;
+            } else if ended.is_more_to_come {
+                linger(ended.client).await;
+            }
+            None
+        }
         Reply::Closed(answer) => {
             let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
             // While the service was asked, more may have come.
-            let is_more_to_come = is_more_to_come || client.was_waited_for();
-            refuse(client, answer, is_more_to_come).await;
+            refuse(client, answer, is_more_to_come || has_waited).await;
             None
         }
     }

@@ -9,7 +9,7 @@ use crate::route::{OnFailure, Route};
 
 /// How a handshake would be declined, known before anything else is looked at.
 pub struct Decline {
-    accept: Box<str>,
+    key: Box<str>,
     protocol: Option<Box<str>>,
     most: u32,
 }
@@ -23,13 +23,13 @@ impl Decline {
             OnFailure::Auto | OnFailure::Close => {}
         }
         let protocol = route.verifier.selectable(&upgrade.protocols).map(Into::into);
-        Some(Self { accept: upgrade.accept().into(), protocol, most })
+        Some(Self { key: upgrade.key().into(), protocol, most })
     }
 
     /// Our 101 with its Close, and a place for whoever reads it. `None` where so many are being told already that this one
     /// gets an HTTP answer.
     pub fn answer(self, counts: &Counts, id: &str, denial: &Denial) -> Option<(Vec<u8>, Guest)> {
         let place = counts.decline(self.most)?;
-        Some((handshake::decline_answer(&self.accept, self.protocol.as_deref(), id, denial), place))
+        Some((handshake::decline_answer(&self.key, self.protocol.as_deref(), id, denial), place))
     }
 }

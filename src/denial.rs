@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde::Serialize;
 
 use crate::answer::{Answer, Draft};
+use crate::fields::push_json;
 
 /// Why a request is refused. The word is part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +24,7 @@ pub enum Reason {
     AddressNotAllowed,
     NoRoute,
     RequestTimeout,
+    BodyTooLarge,
     TargetTooLong,
     UpgradeRequired,
     TooManyConnections,
@@ -37,7 +38,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BadHandshake,
         Self::BadFirstMessage,
         Self::ConflictingCredentials,
@@ -50,6 +51,7 @@ impl Reason {
         Self::AddressNotAllowed,
         Self::NoRoute,
         Self::RequestTimeout,
+        Self::BodyTooLarge,
         Self::TargetTooLong,
         Self::UpgradeRequired,
         Self::TooManyConnections,
@@ -76,6 +78,7 @@ impl Reason {
             Self::AddressNotAllowed => "address_not_allowed",
             Self::NoRoute => "no_route",
             Self::RequestTimeout => "request_timeout",
+            Self::BodyTooLarge => "body_too_large",
             Self::TargetTooLong => "target_too_long",
             Self::UpgradeRequired => "upgrade_required",
             Self::TooManyConnections => "too_many_connections",
@@ -98,6 +101,7 @@ impl Reason {
             Self::NotAllowedOnRoute | Self::OriginNotAllowed | Self::AddressNotAllowed => StatusCode::FORBIDDEN,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Self::TooManyConnections | Self::TooManyAttempts => StatusCode::TOO_MANY_REQUESTS,
@@ -125,6 +129,7 @@ impl Reason {
             | Self::AddressNotAllowed
             | Self::NoRoute
             | Self::RequestTimeout
+            | Self::BodyTooLarge
             | Self::TargetTooLong
             | Self::UpgradeRequired
             | Self::HeadTooLarge
@@ -139,7 +144,7 @@ impl Reason {
 #[derive(Debug)]
 pub struct Denial {
     pub reason: Reason,
-    /// 405 for CONNECT; everything else has its reason's own status.
+    /// 405 for CONNECT and TRACE; everything else has its reason's own status.
     status: StatusCode,
     /// What the client is told. Never made from what the request held.
     pub detail: Cow<'static, str>,
@@ -182,6 +187,15 @@ impl Denial {
     /// The only method that is refused whatever stands around it.
     pub fn connect_method() -> Self {
         Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::bad_handshake("CONNECT is not served here") }
+    }
+
+    /// A method that would show the client what the upstream gets.
+    pub fn trace_method() -> Self {
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::bad_handshake("TRACE is not served here") }
+    }
+
+    pub fn too_large() -> Self {
+        Self::new(Reason::BodyTooLarge, "the request body is larger than this route takes")
     }
 
     #[must_use]
@@ -262,38 +276,44 @@ impl Denial {
         draft
     }
 
+    /// The body (RFC 9457 section 3), in the order in which people read it.
     fn problem(&self, request_id: &str) -> Vec<u8> {
-        let problem = Problem {
-            kind: &["urn:wsbouncer:", self.reason.word()].concat(),
-            title: self.status.canonical_reason().unwrap_or("Refused"),
-            status: self.status.as_u16(),
-            detail: &self.detail,
-            reason: self.reason.word(),
-            request_id,
-        };
-        let mut body = Vec::with_capacity(384);
-        // Strings and a number into memory: there is nothing in it that could fail.
-        let _ = serde_json::to_writer(&mut body, &problem);
-        body.push(b'\n');
+        let mut body = Vec::with_capacity(512);
+        body.extend_from_slice(b"{\"type\":\"urn:wsbouncer:");
+        body.extend_from_slice(self.reason.word().as_bytes());
+        body.extend_from_slice(b"\",\"title\":");
+        push_json(&mut body, self.status.canonical_reason().unwrap_or("Refused"));
+        body.extend_from_slice(b",\"status\":");
+        body.extend_from_slice(self.status.as_str().as_bytes());
+        body.extend_from_slice(b",\"detail\":");
+        push_json(&mut body, &self.detail);
+        body.extend_from_slice(b",\"reason\":");
+        push_json(&mut body, self.reason.word());
+        body.extend_from_slice(b",\"request_id\":");
+        push_json(&mut body, request_id);
+        body.extend_from_slice(b"}\n");
         body
     }
-}
-
-/// The body of a refusal (RFC 9457 section 3), in the order in which people read it.
-#[derive(Serialize)]
-struct Problem<'p> {
-    #[serde(rename = "type")]
-    kind: &'p str,
-    title: &'static str,
-    status: u16,
-    detail: &'p str,
-    reason: &'static str,
-    request_id: &'p str,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_is_json() {
+        let denial = Denial::new(Reason::BadHandshake, "say \"please\"").because("not told");
+        let problem: serde_json::Value = serde_json::from_slice(&denial.problem("1\u{7f}")).unwrap();
+        let wanted = serde_json::json!({
+            "type": "urn:wsbouncer:bad_handshake",
+            "title": "Bad Request",
+            "status": 400,
+            "detail": "say \"please\"",
+            "reason": "bad_handshake",
+            "request_id": "1\u{7f}",
+        });
+        assert_eq!(problem, wanted);
+    }
 
     #[test]
     fn words_are_unique_and_snake_case() {

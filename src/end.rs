@@ -1,4 +1,4 @@
-//! Why a tunnel ended, and what its peers are told about it.
+//! Why a tunnel or a forwarded request ended, and what its peers are told about it.
 
 /// The closed list of causes: the same word in the log, the metric and the Close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,10 +22,14 @@ pub enum Cause {
     Drain,
     /// The process was told to stop at once.
     Shutdown,
+    /// A forwarded request was answered, to the last byte.
+    Complete,
+    /// A forwarded request had a larger body than its route takes.
+    BodyTooLarge,
 }
 
 impl Cause {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Client,
         Self::Upstream,
         Self::ClientLost,
@@ -39,6 +43,8 @@ impl Cause {
         Self::RouteRemoved,
         Self::Drain,
         Self::Shutdown,
+        Self::Complete,
+        Self::BodyTooLarge,
     ];
 
     pub fn word(self) -> &'static str {
@@ -56,6 +62,8 @@ impl Cause {
             Self::RouteRemoved => "route_removed",
             Self::Drain => "drain",
             Self::Shutdown => "shutdown",
+            Self::Complete => "complete",
+            Self::BodyTooLarge => "body_too_large",
         }
     }
 
@@ -68,8 +76,9 @@ impl Cause {
             Self::RouteRemoved | Self::Drain | Self::Shutdown => 1012,
             Self::UpstreamLost => 1014,
             Self::IdleTimeout | Self::MaxLifetime | Self::HalfCloseTimeout => 1001,
-            Self::Client | Self::Upstream => 1000,
+            Self::Client | Self::Upstream | Self::Complete => 1000,
             Self::ClientLost => 1001,
+            Self::BodyTooLarge => 1009,
         }
     }
 

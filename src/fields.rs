@@ -24,6 +24,24 @@ pub fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h 
     }
 }
 
+/// Whether a text can stand between quotes as it is.
+pub fn is_plain(text: &str) -> bool {
+    // All of it, whatever the first bytes are: that takes a few bytes in one step.
+    text.bytes().fold(true, |good, byte| good & (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\'))
+}
+
+/// Writes a text as JSON has it, with its quotes.
+pub fn push_json(out: &mut Vec<u8>, text: &str) {
+    if is_plain(text) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        // A text into memory: there is nothing in it that could fail.
+        let _ = serde_json::to_writer(out, text);
+    }
+}
+
 /// RFC 9110 section 5.6.2.
 pub fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_token_byte)

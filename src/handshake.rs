@@ -21,7 +21,6 @@ use crate::frame;
 #[derive(Debug)]
 pub struct Upgrade {
     key: Box<str>,
-    accept: String,
     /// What is offered, in order; the credential is taken out of it on the way.
     pub protocols: Vec<Box<str>>,
     /// As sent: parameters are between the two ends.
@@ -93,7 +92,6 @@ pub fn parse(parts: &Parts) -> Result<Upgrade, Denial> {
     };
     Ok(Upgrade {
         key: key.into(),
-        accept: accept(key),
         protocols: protocols(headers)?,
         extensions: headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().cloned().collect(),
     })
@@ -125,11 +123,6 @@ fn protocols(headers: &HeaderMap) -> Result<Vec<Box<str>>, Denial> {
 impl Upgrade {
     pub fn key(&self) -> &str {
         &self.key
-    }
-
-    /// What a server answers to this key (RFC 6455 section 4.2.2, step 5.4).
-    pub fn accept(&self) -> &str {
-        &self.accept
     }
 
     /// Offers the upstream this subprotocol alone, and no extension: our 101 has named it before the upstream is asked.
@@ -172,6 +165,7 @@ impl Upgrade {
 #[derive(Debug, Clone, Copy)]
 pub struct Answerable<'c>(Option<&'c Carrier>);
 
+/// What a server answers to this key (RFC 6455 section 4.2.2, step 5.4).
 pub fn accept(key: &str) -> String {
     let mut hash = Sha1::new();
     hash.update(key.as_bytes());
@@ -182,6 +176,7 @@ pub fn accept(key: &str) -> String {
 /// A 101 that was checked, and what of it concerns the client.
 #[derive(Debug)]
 pub struct Switched {
+    accept: String,
     protocol: Option<Box<str>>,
     extensions: Option<HeaderValue>,
     headers: HeaderMap,
@@ -212,8 +207,9 @@ pub fn check_reply(upgrade: &Upgrade, version: u8, headers: HeaderMap) -> Result
     if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
         return Err("its 101 claims to have a body");
     }
+    let accept = accept(&upgrade.key);
     match only(&headers, &SEC_WEBSOCKET_ACCEPT) {
-        Ok(Some(accept)) if accept == upgrade.accept() => {}
+        Ok(Some(answered)) if answered == accept => {}
         Ok(Some(_)) => return Err("its Sec-WebSocket-Accept is wrong"),
         Ok(None) => return Err("its 101 has no Sec-WebSocket-Accept"),
         Err(Twice) => return Err("its 101 has two Sec-WebSocket-Accept headers"),
@@ -234,7 +230,7 @@ pub fn check_reply(upgrade: &Upgrade, version: u8, headers: HeaderMap) -> Result
     if extensions.as_ref().is_some_and(|chosen| !extension_names(chosen).all(was_offered)) {
         return Err("it selects an extension that was not offered");
     }
-    Ok(Switched { protocol, extensions, headers })
+    Ok(Switched { accept, protocol, extensions, headers })
 }
 
 /// Our 101 (RFC 6455 section 4.2.2), and the subprotocol that it names. With the upstream's own end-to-end headers.
@@ -251,7 +247,7 @@ pub fn accept_answer(
     let mut draft = Answer::of(StatusCode::SWITCHING_PROTOCOLS);
     draft.line("upgrade", b"websocket");
     draft.line("connection", b"Upgrade");
-    draft.line("sec-websocket-accept", upgrade.accept().as_bytes());
+    draft.line("sec-websocket-accept", switched.accept.as_bytes());
     if let Some(protocol) = &protocol {
         draft.line("sec-websocket-protocol", protocol.as_bytes());
     }
@@ -264,18 +260,18 @@ pub fn accept_answer(
 
 /// A 101 that is only there to be closed: what page code learns of a refusal (design: `on_failure`). Selects `protocol`,
 /// because browsers that offered one fail a connection that selects none.
-pub fn decline_answer(accept: &str, protocol: Option<&str>, request_id: &str, denial: &Denial) -> Vec<u8> {
-    let mut answer = switch(accept, protocol, request_id);
+pub fn decline_answer(key: &str, protocol: Option<&str>, request_id: &str, denial: &Denial) -> Vec<u8> {
+    let mut answer = switch(key, protocol, request_id);
     answer.extend(frame::close(denial.close_code(), denial.reason.word(), None));
     answer
 }
 
-/// Our own 101, without an upstream's.
-pub fn switch(accept: &str, protocol: Option<&str>, request_id: &str) -> Vec<u8> {
+/// Our own 101 to this key, without an upstream's.
+pub fn switch(key: &str, protocol: Option<&str>, request_id: &str) -> Vec<u8> {
     let mut draft = Answer::of(StatusCode::SWITCHING_PROTOCOLS);
     draft.line("upgrade", b"websocket");
     draft.line("connection", b"Upgrade");
-    draft.line("sec-websocket-accept", accept.as_bytes());
+    draft.line("sec-websocket-accept", accept(key).as_bytes());
     if let Some(protocol) = protocol {
         draft.line("sec-websocket-protocol", protocol.as_bytes());
     }

@@ -125,7 +125,7 @@ pub fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, Denial> {
             b'\r' | b'\n' => at += 1,
             byte if !is_text(byte) => return bad("the request head holds a control character"),
             // Nearly all of it.
-            _ => at += bytes[at..].iter().take_while(|byte| is_text(**byte)).count(),
+            _ => at += text_length(&bytes[at..]),
         }
     }
     Ok(None)
@@ -133,7 +133,15 @@ pub fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, Denial> {
 
 /// What a line is made of.
 const fn is_text(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+    (byte == b'\t') | ((byte >= b' ') & (byte != 0x7f))
+}
+
+/// How much text these bytes begin with. Looked at in blocks first, which takes a few bytes in one step.
+fn text_length(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 16;
+    let is_all_text = |block: &&[u8]| block.iter().fold(true, |good, byte| good & is_text(*byte));
+    let blocks = bytes.chunks_exact(BLOCK).take_while(is_all_text).count() * BLOCK;
+    blocks + bytes[blocks..].iter().take_while(|byte| is_text(**byte)).count()
 }
 
 fn too_large(bytes: &[u8]) -> Denial {
@@ -227,6 +235,7 @@ fn vet_target(target: &[u8]) -> Option<&'static str> {
 struct Fields {
     hosts: u32,
     lengths: u32,
+    codings: u32,
 }
 
 impl Fields {
@@ -254,17 +263,22 @@ impl Fields {
                 return Err("Content-Length is not a number");
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            return Err("Transfer-Encoding is not served here");
+            self.codings += 1;
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err("Transfer-Encoding is something else than chunked");
+            }
         }
         Ok(())
     }
 
     fn finish(&self) -> Result<(), &'static str> {
-        match (self.hosts, self.lengths) {
-            (0, _) => Err("the Host header is missing"),
-            (1, 0 | 1) => Ok(()),
-            (1, _) => Err("the request has two Content-Length headers"),
-            _ => Err("the request has two Host headers"),
+        match (self.hosts, self.lengths, self.codings) {
+            (0, ..) => Err("the Host header is missing"),
+            (2.., ..) => Err("the request has two Host headers"),
+            (_, 2.., _) => Err("the request has two Content-Length headers"),
+            (.., 2..) => Err("the request has two Transfer-Encoding headers"),
+            (_, 1, 1) => Err("the request has both Content-Length and Transfer-Encoding"),
+            _ => Ok(()),
         }
     }
 }
@@ -291,6 +305,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a%20b?q={\"x\":1}".replace('"', "%22").as_str(),
             "POST /x?a=^ HTTP/1.1\r\nhost: [::1]:80\r\nCookie: caf\u{e9}=1\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\t Chunked \r\n\r\n",
         ] {
             let head =
                 if good.contains("\r\n") { good.to_owned() } else { format!("{good} HTTP/1.1\r\nHost: a\r\n\r\n") };
@@ -318,6 +333,14 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n: y\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nnothing\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ,chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;x=y\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
             "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",

@@ -55,8 +55,7 @@ struct Open {
     limits: Limits,
     total: u32,
     routes: HashMap<Arc<str>, u32>,
-    keys: HashMap<Arc<str>, KeyUse>,
-    keys_on_routes: HashMap<(Arc<str>, Arc<str>), u32>,
+    keys: HashMap<Arc<str>, KeyCount>,
     addresses: HashMap<IpAddr, u32>,
     failures: HashMap<IpAddr, Bucket>,
 }
@@ -66,6 +65,12 @@ struct Open {
 pub struct KeyUse {
     pub open: u32,
     pub last_used: UnixTime,
+}
+
+struct KeyCount {
+    used: KeyUse,
+    /// Of the routes on which it has tunnels, which are few, how many on each.
+    by_route: Vec<(Arc<str>, u32)>,
 }
 
 struct Bucket {
@@ -99,37 +104,46 @@ impl Counts {
     pub fn admit(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<Permit, Denial> {
         let address = network(wanted.address);
         let mut open = self.lock();
+        let Open { limits, total, routes, keys, addresses, .. } = &mut *open;
         let full = |count: u32, limit: Option<u32>| limit.is_some_and(|limit| count >= limit);
-        if full(open.total, open.limits.max_connections) {
+        if full(*total, limits.max_connections) {
             return Err(Denial::new(Reason::AtCapacity, "all connections are in use")
                 .because("limits.max_connections is reached"));
         }
         let many = |cause: &'static str| {
             Err(Denial::new(Reason::TooManyConnections, "too many connections are open already").because(cause))
         };
-        if full(open.addresses.get(&address).copied().unwrap_or(0), open.limits.max_connections_per_address) {
+        // Each count is looked up once, to be compared and then to be raised.
+        let of_address = addresses.get_mut(&address);
+        if full(of_address.as_deref().copied().unwrap_or(0), limits.max_connections_per_address) {
             return many("limits.max_connections_per_address is reached");
         }
-        if full(open.routes.get(wanted.route).copied().unwrap_or(0), wanted.max_of_route) {
+        let of_route = routes.get_mut(wanted.route);
+        if full(of_route.as_deref().copied().unwrap_or(0), wanted.max_of_route) {
             return many("the route's max_connections is reached");
         }
         if let Some(key) = wanted.key {
-            if full(open.keys.get(key).map_or(0, |key| key.open), wanted.max_of_key) {
+            let of_key = keys.get_mut(key);
+            if full(of_key.as_deref().map_or(0, |key| key.used.open), wanted.max_of_key) {
                 return many("the key's max_connections is reached");
             }
-            let on_route = (wanted.route.clone(), key.clone());
-            if full(open.keys_on_routes.get(&on_route).copied().unwrap_or(0), wanted.max_of_key_on_route) {
+            if full(of_key.as_deref().map_or(0, |key| key.on(wanted.route)), wanted.max_of_key_on_route) {
                 return many("the route's max_connections_per_key is reached");
             }
-            *open.keys_on_routes.entry(on_route).or_default() += 1;
-            let now = UnixTime::now();
-            let used = open.keys.entry(key.clone()).or_insert(KeyUse { open: 0, last_used: now });
-            used.open += 1;
-            used.last_used = now;
+            match of_key {
+                Some(count) => count.add(wanted.route),
+                None => keys.entry(key.clone()).or_insert_with(KeyCount::new).add(wanted.route),
+            }
         }
-        open.total += 1;
-        *open.routes.entry(wanted.route.clone()).or_default() += 1;
-        *open.addresses.entry(address).or_default() += 1;
+        *total += 1;
+        match of_route {
+            Some(count) => *count += 1,
+            None => _ = routes.insert(wanted.route.clone(), 1),
+        }
+        match of_address {
+            Some(count) => *count += 1,
+            None => _ = addresses.insert(address, 1),
+        }
         drop(open);
         Ok(Permit { counts: self.clone(), route: wanted.route.clone(), key: wanted.key.cloned(), address })
     }
@@ -167,7 +181,7 @@ impl Counts {
 
     /// Every key that was used since the start, in order of names, at most `most` of them.
     pub fn keys(&self, most: usize) -> Vec<(Arc<str>, KeyUse)> {
-        let mut keys: Vec<_> = self.lock().keys.iter().map(|(id, used)| (id.clone(), *used)).collect();
+        let mut keys: Vec<_> = self.lock().keys.iter().map(|(id, key)| (id.clone(), key.used)).collect();
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         keys.truncate(most);
         keys
@@ -177,7 +191,7 @@ impl Counts {
     pub fn forget_keys<'k>(&self, known: impl Iterator<Item = &'k str>) {
         let mut open = self.lock();
         let mut idle: HashSet<Arc<str>> =
-            open.keys.iter().filter(|(_, used)| used.open == 0).map(|(id, _)| id.clone()).collect();
+            open.keys.iter().filter(|(_, key)| key.used.open == 0).map(|(id, _)| id.clone()).collect();
         drop(open);
         for id in known {
             if idle.is_empty() {
@@ -186,7 +200,7 @@ impl Counts {
             idle.remove(id);
         }
         open = self.lock();
-        open.keys.retain(|id, used| used.open > 0 || !idle.contains(id));
+        open.keys.retain(|id, key| key.used.open > 0 || !idle.contains(id));
     }
 
     /// A place among the refused who may stay to read why; `None` if so many are there already.
@@ -245,6 +259,38 @@ impl Room {
     }
 }
 
+impl KeyCount {
+    fn new() -> Self {
+        Self { used: KeyUse { open: 0, last_used: UnixTime::now() }, by_route: Vec::new() }
+    }
+
+    fn on(&self, route: &str) -> u32 {
+        self.by_route.iter().find(|(name, _)| **name == *route).map_or(0, |(_, count)| *count)
+    }
+
+    fn add(&mut self, route: &Arc<str>) {
+        self.used = KeyUse { open: self.used.open + 1, last_used: UnixTime::now() };
+        match self.by_route.iter_mut().find(|(name, _)| name == route) {
+            Some((_, count)) => *count += 1,
+            None => self.by_route.push((route.clone(), 1)),
+        }
+    }
+
+    fn remove(&mut self, route: &Arc<str>) {
+        self.used = KeyUse { open: self.used.open - 1, last_used: UnixTime::now() };
+        if let Some(at) = self.by_route.iter().position(|(name, _)| name == route) {
+            self.by_route[at].1 -= 1;
+            if self.by_route[at].1 == 0 {
+                self.by_route.swap_remove(at);
+            }
+        }
+        if self.by_route.is_empty() {
+            // Most keys that were used are not in use.
+            self.by_route = Vec::new();
+        }
+    }
+}
+
 impl Bucket {
     /// Failures leak away at the rate that is allowed.
     fn level_at(&self, now: Instant, per_minute: u32) -> f64 {
@@ -298,12 +344,10 @@ impl Drop for Permit {
         open.total -= 1;
         give_back(&mut open.routes, &self.route);
         give_back(&mut open.addresses, &self.address);
-        if let Some(key) = &self.key {
-            give_back(&mut open.keys_on_routes, &(self.route.clone(), key.clone()));
-            if let Some(used) = open.keys.get_mut(key) {
-                used.open -= 1;
-                used.last_used = UnixTime::now();
-            }
+        if let Some(key) = &self.key
+            && let Some(count) = open.keys.get_mut(key)
+        {
+            count.remove(&self.route);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Who is calling: the socket's other end, and the party it speaks for when it is a trusted proxy.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
@@ -15,6 +16,26 @@ pub struct Peer {
 impl Peer {
     pub fn new(address: SocketAddr) -> Self {
         Self { address: SocketAddr::new(address.ip().to_canonical(), address.port()) }
+    }
+}
+
+/// An address to be written, without the formatter that knows of widths and padding.
+pub struct Shown(pub IpAddr);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let IpAddr::V4(address) = self.0 else { return self.0.fmt(f) };
+        let (mut text, mut length) = ([b'.'; "255.255.255.255".len()], 0);
+        for (at, part) in address.octets().into_iter().enumerate() {
+            length += usize::from(at > 0);
+            for (unit, is_needed) in [(100, part >= 100), (10, part >= 10), (1, true)] {
+                if is_needed {
+                    text[length] = b'0' + part / unit % 10;
+                    length += 1;
+                }
+            }
+        }
+        f.write_str(std::str::from_utf8(&text[..length]).unwrap_or_default())
     }
 }
 
@@ -55,7 +76,7 @@ impl TrustedProxies {
         let mut caller = Caller {
             address: from,
             by_proxy: self.trust(from),
-            forwarded_for: from.to_string(),
+            forwarded_for: Shown(from).to_string(),
             forwarded_proto: "http",
             forwarded_host: None,
         };
@@ -141,6 +162,13 @@ mod tests {
             map.append(*name, value.parse().unwrap());
         }
         trusted.caller(Peer::new(SocketAddr::new(peer.parse().unwrap(), 1)), &map)
+    }
+
+    #[test]
+    fn addresses_look_as_they_do_elsewhere() {
+        for text in ["0.0.0.0", "127.0.0.1", "255.255.255.255", "10.200.9.99", "100.101.90.1", "::1", "2001:db8::7"] {
+            assert_eq!(Shown(text.parse().unwrap()).to_string(), text);
+        }
     }
 
     #[test]

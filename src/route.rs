@@ -4,11 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::admit::Conditions;
 use crate::auth::Verifier;
 use crate::fields::plain_name;
+use crate::random;
+use crate::relay::Bounds;
 use crate::template::HeaderTemplate;
-use crate::upstream::Upstream;
+use crate::upstream::{Patience, Upstream};
 
 /// One route, compiled: what it takes, who may use it, and where it leads.
 #[derive(Debug)]
@@ -21,10 +25,22 @@ pub struct Route {
     pub hide_credentials: bool,
     pub on_failure: OnFailure,
     pub tickets: Option<Issue>,
+    pub http: Http,
     /// Identity and other headers that the upstream gets from us.
     pub headers: Vec<HeaderTemplate>,
     pub timeouts: Timeouts,
     pub upstream: Arc<Upstream>,
+}
+
+/// What becomes of a request that asks for no upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Http {
+    Refuse,
+    /// It goes to the upstream as well, after the same questions.
+    Forward {
+        /// Bytes.
+        max_request_body: u64,
+    },
 }
 
 /// `None` means no limit.
@@ -37,6 +53,25 @@ pub struct Timeouts {
     pub max_lifetime: Option<Duration>,
     /// How long one direction may live without bytes after the other has ended.
     pub half_close: Duration,
+}
+
+impl Route {
+    /// How long its upstream may take.
+    pub fn patience(&self) -> Patience {
+        Patience { connect: self.timeouts.connect, handshake: self.timeouts.handshake }
+    }
+
+    /// When a tunnel that begins now is to end. A lifetime is cut by up to a tenth, so that tunnels that were opened
+    /// together do not end together.
+    pub fn bounds(&self) -> Bounds {
+        let [byte] = random::bytes();
+        let cut = f64::from(byte) / 255.0 / 10.0;
+        Bounds {
+            idle: self.timeouts.idle,
+            until: self.timeouts.max_lifetime.map(|lifetime| Instant::now() + lifetime.mul_f64(1.0 - cut)),
+            half_close: self.timeouts.half_close,
+        }
+    }
 }
 
 /// How a route issues tickets.

@@ -70,11 +70,6 @@ impl Socket {
         }
     }
 
-    /// Whether time has passed in which something may have come.
-    pub fn was_waited_for(&self) -> bool {
-        !matches!(self.state, State::Loose(_))
-    }
-
     /// Returns when the other side has closed, or is lost. Never, once it has sent something that was not read.
     pub async fn hung_up(&mut self) {
         let gone = std::future::poll_fn(|cx| {

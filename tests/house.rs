@@ -38,9 +38,9 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("hyper_util", HTTP, "hyper stays where HTTP is spoken"),
     ("clap", &["main", "cli", "cli::*"], "only the command line knows its flags"),
     ("prometheus_client", &["metrics"], "one file names every metric"),
-    ("notify", &["reload", "reload::*"], "only the reload watches files"),
 ];
-const HTTP: &[&str] = &["admin", "admin::*"];
+/// The operator's own listener, and plain requests, whose bodies it frames anew; handshakes are read and written by hand.
+const HTTP: &[&str] = &["admin", "admin::*", "forward", "forward::*"];
 
 /// Tasks that outlive the function that starts them are counted here; elsewhere they could not be drained.
 const MAY_SPAWN: &[&str] = &["server", "desk", "reload", "admin"];

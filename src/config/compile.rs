@@ -206,6 +206,7 @@ fn one_route(
         hide_credentials: route.hide_credentials,
         on_failure: route.on_failure,
         tickets: route.tickets.map(|issue| compiled_issue(issue, ttl)),
+        http: route.http,
         headers,
         timeouts: route.timeouts,
         upstream,

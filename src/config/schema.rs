@@ -9,8 +9,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::value::{
-    Cookie, Digest, Drain, FirstMessage, HostPattern, IpNet, Limits, OnFailure, Origin, PathPattern, Piece, Place,
-    Secret, Target, Timeouts, UnixTime,
+    Cookie, Digest, Drain, FirstMessage, HostPattern, Http, IpNet, Limits, OnFailure, Origin, PathPattern, Piece,
+    Place, Secret, Target, Timeouts, UnixTime,
 };
 
 /// One map of the file.
@@ -141,7 +141,7 @@ pub static SECRET: Section = Section {
 };
 
 pub static ROUTE: Section = Section {
-    later: &["http", "priority", "tls"],
+    later: &["priority", "tls"],
     ..fields(&[
         value("name", ""),
         value("host", ""),
@@ -152,6 +152,7 @@ pub static ROUTE: Section = Section {
         value("allowed_origins", ""),
         value("hide_credentials", "true"),
         value("on_failure", "http"),
+        value("http", "refuse"),
         hidden("identity_headers", Below::Texts { names_shown: true }),
         hidden("set_headers", Below::Texts { names_shown: true }),
         section("limits", &ROUTE_LIMITS),
@@ -215,7 +216,7 @@ pub static SUBPROTOCOL: Section =
 
 pub static ROUTE_LIMITS: Section = Section {
     later: &["max_message_bytes", "messages_per_second", "bytes_per_second"],
-    ..fields(&[value("max_connections", ""), value("max_connections_per_key", "")])
+    ..fields(&[value("max_connections", ""), value("max_connections_per_key", ""), value("max_request_body", "16MiB")])
 };
 
 pub static ROUTE_TIMEOUTS: Section = Section {
@@ -298,6 +299,7 @@ pub struct Route {
     pub allowed_origins: Option<Vec<Origin>>,
     pub hide_credentials: bool,
     pub on_failure: OnFailure,
+    pub http: Http,
     pub headers: Vec<Header>,
     pub max_connections: Option<u32>,
     pub max_connections_per_key: Option<u32>,

@@ -12,6 +12,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::fields::is_plain;
+
 /// `2026-01-02T03:04:05.678901Z  INFO message field="text" number=1`
 pub(super) struct Text;
 
@@ -97,11 +99,6 @@ fn write_number(out: &mut Writer<'_>, number: u64) -> fmt::Result {
         }
     }
     out.write_str(std::str::from_utf8(&digits[first..]).unwrap_or_default())
-}
-
-/// Whether a text can stand between quotes as it is.
-fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
 }
 
 struct TextFields<'w> {

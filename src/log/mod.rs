@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::denial::Denial;
-use crate::end::End;
+use crate::end::{Cause, End};
+use crate::peer::Shown;
 use crate::random;
 use crate::tunnels::Live;
 
@@ -182,7 +183,7 @@ impl Entry {
             route = self.route.as_deref(),
             upstream = self.upstream.as_deref(),
             key = denial.key.as_deref().or(self.key.as_deref()),
-            caller = %self.caller,
+            caller = %Shown(self.caller),
             host = self.host.as_deref(),
             path = self.path.as_deref(),
             origin = self.origin.as_deref(),
@@ -214,7 +215,7 @@ impl Entry {
             route = self.route.as_deref(),
             upstream = self.upstream.as_deref(),
             key = self.key.as_deref(),
-            caller = %self.caller,
+            caller = %Shown(self.caller),
             host = self.host.as_deref(),
             path = self.path.as_deref(),
             origin = self.origin.as_deref(),
@@ -223,12 +224,40 @@ impl Entry {
     }
 }
 
-pub fn opened(live: &Live) {
+/// How a forwarded request ended.
+pub struct Forwarded<'f> {
+    pub method: &'f str,
+    /// Of the answer, if one was begun.
+    pub status: Option<u16>,
+    pub cause: Cause,
+}
+
+pub fn forwarded(live: &Live, entry: &Entry, end: &Forwarded<'_>) {
     info!(
         id = &*live.id,
         route = &*live.route,
         key = live.key(),
         caller = %live.caller,
+        host = entry.host.as_deref(),
+        method = end.method,
+        path = entry.path.as_deref(),
+        origin = live.origin.as_deref(),
+        upstream = &*live.upstream,
+        status = end.status,
+        cause = end.cause.word(),
+        up_bytes = live.control.up_bytes.load(Relaxed),
+        down_bytes = live.control.down_bytes.load(Relaxed),
+        seconds = entry.since.elapsed().as_secs_f64(),
+        "forwarded"
+    );
+}
+
+pub fn opened(live: &Live) {
+    info!(
+        id = &*live.id,
+        route = &*live.route,
+        key = live.key(),
+        caller = %Shown(live.caller),
         origin = live.origin.as_deref(),
         subprotocol = live.opening().and_then(|opening| opening.subprotocol.as_deref()),
         upstream = &*live.upstream,
@@ -242,7 +271,7 @@ pub fn closed(live: &Live, end: End) {
         id = &*live.id,
         route = &*live.route,
         key = live.key(),
-        caller = %live.caller,
+        caller = %Shown(live.caller),
         origin = live.origin.as_deref(),
         subprotocol = opening.and_then(|opening| opening.subprotocol.as_deref()),
         cause = end.cause.word(),
@@ -258,7 +287,7 @@ pub fn closed(live: &Live, end: End) {
 
 /// A handshake that was answered and whose client was gone before the tunnel began.
 pub fn never_began(live: &Live, why: &str) {
-    warn!(id = &*live.id, route = &*live.route, key = live.key(), caller = %live.caller, why, "tunnel never began");
+    warn!(id = &*live.id, route = &*live.route, key = live.key(), caller = %Shown(live.caller), why, "tunnel never began");
 }
 
 /// The client's own id for the request if it is sane, else a new one.

@@ -2,20 +2,20 @@
 //! admin listener only make it look at once. A file that cannot be read changes nothing.
 
 mod loader;
+mod watch;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use self::loader::Loader;
+use self::watch::Watch;
 use crate::clock::UnixTime;
 use crate::config::{self, Config, Problems, Sources};
 use crate::end::Cause;
@@ -68,7 +68,7 @@ impl Reloader {
         let status = Status { ok: true, at: UnixTime::now(), error: None, restart_needed: Vec::new() };
         proxy.metrics.loaded(false);
         let mut watcher = Watch::new();
-        watcher.follow(&sources);
+        watcher.follow(sources.directories());
         let status = Arc::new(Mutex::new(status));
         let warned = HashSet::new();
         let (sources, loader, outgoing, asks) = (Arc::new(sources), Loader::default(), Vec::new(), mpsc::channel(8));
@@ -118,7 +118,7 @@ impl Reloader {
                     }
                 }
                 _ = on_hangup => self.reload().await,
-                () = self.watcher.nudge.notified() => self.look().await,
+                () = self.watcher.nudged() => self.look().await,
                 _ = tick.tick() => {
                     self.look().await;
                     self.let_go().await;
@@ -176,7 +176,7 @@ impl Reloader {
             Err(faulty) => return self.refuse(faulty),
         };
         let is_new = sources.digest() != self.proxy.rules.load().fingerprint;
-        self.watcher.follow(&sources);
+        self.watcher.follow(sources.directories());
         self.sources = sources;
         let was_bad = !self.current_status().ok;
         if !is_new && !was_bad && !asked {
@@ -208,7 +208,7 @@ impl Reloader {
 
     fn refuse(&mut self, faulty: Faulty) {
         if let Some(sources) = faulty.sources {
-            self.watcher.follow(&sources);
+            self.watcher.follow(sources.directories());
             self.sources = sources;
         }
         let before = self.current_status();
@@ -318,48 +318,4 @@ fn differences(running: &Settings, wanted: &Settings) -> Vec<&'static str> {
         fields.push("admin");
     }
     fields
-}
-
-/// Directory events, as a nudge. Where there are none (network mounts), polling is enough.
-struct Watch {
-    nudge: Arc<Notify>,
-    watcher: Option<RecommendedWatcher>,
-    watched: HashSet<PathBuf>,
-}
-
-impl Watch {
-    fn new() -> Self {
-        let nudge = Arc::new(Notify::new());
-        let wake = nudge.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading is an event too, and so is each line of a log that lies beside the file. A file that is
-            // edited in its place is closed in the end, and one that is never closed is found by polling.
-            let is_noise = event.is_ok_and(|event| match event.kind {
-                EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),
-                EventKind::Modify(ModifyKind::Data(_)) => true,
-                _ => false,
-            });
-            if !is_noise {
-                wake.notify_one();
-            }
-        });
-        let watcher = watcher.inspect_err(|error| debug!(%error, "no directory events, polling only")).ok();
-        Self { nudge, watcher, watched: HashSet::new() }
-    }
-
-    /// Directories, not files: a file that is replaced takes its watch with it.
-    fn follow(&mut self, sources: &Sources) {
-        let Some(watcher) = &mut self.watcher else { return };
-        let wanted: HashSet<PathBuf> = sources.directories().into_iter().collect();
-        for gone in self.watched.difference(&wanted) {
-            let _ = watcher.unwatch(gone);
-        }
-        let mut watched = HashSet::new();
-        for directory in wanted {
-            if self.watched.contains(&directory) || watcher.watch(&directory, RecursiveMode::NonRecursive).is_ok() {
-                watched.insert(directory);
-            }
-        }
-        self.watched = watched;
-    }
 }

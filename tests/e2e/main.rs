@@ -11,6 +11,7 @@ mod cli;
 mod drain;
 mod failure;
 mod first_message;
+mod forward;
 mod handshake;
 mod hostile;
 mod limits;

@@ -21,7 +21,7 @@ pub use crate::auth::first_message::{FirstMessage, Format};
 pub use crate::clock::UnixTime;
 use crate::fields;
 pub use crate::limit::Limits;
-pub use crate::route::{Cookie, HostPattern, OnFailure, PathPattern, Timeouts};
+pub use crate::route::{Cookie, HostPattern, Http, OnFailure, PathPattern, Timeouts};
 pub use crate::rules::Drain;
 pub use crate::secret::{Digest, Secret};
 pub use crate::upstream::Endpoint;

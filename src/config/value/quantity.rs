@@ -62,7 +62,7 @@ pub fn size(text: &str) -> Parsed<u64> {
         _ => return Err(Wrong::new("this is not a size").hint(UNITS)),
     };
     let total = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    total.filter(|total| *total > 0).ok_or_else(|| Wrong::new("this is not a size").hint(UNITS))
+    total.ok_or_else(|| Wrong::new("this is not a size").hint(UNITS))
 }
 
 /// `2027-10-01T00:00:00Z`, or `2027-12-31` for the moment at which that day begins in UTC.
@@ -110,10 +110,10 @@ mod tests {
 
     #[test]
     fn sizes_have_a_unit() {
-        for (text, bytes) in [("1B", 1), ("4KiB", 4096), ("1MiB", 1 << 20), ("2GiB", 2 << 30)] {
+        for (text, bytes) in [("0B", 0), ("1B", 1), ("4KiB", 4096), ("1MiB", 1 << 20), ("2GiB", 2 << 30)] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "4096", "KiB", "0B", "1.5MiB", "1 MiB", "4kb", "-1B", "99999999999999GiB"] {
+        for text in ["", "4096", "KiB", "1.5MiB", "1 MiB", "4kb", "-1B", "99999999999999GiB"] {
             assert!(size(text).is_err(), "{text}");
         }
     }
