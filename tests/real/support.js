@@ -32,6 +32,11 @@ process.on('exit', () => {
 });
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
 
+/** A file of an npm package that its `exports` do not name, such as a bundle for browsers. */
+function packaged(file) {
+  return path.join(__dirname, '.cache', 'node_modules', file);
+}
+
 /** Fails, saying what did not happen, when `promise` takes too long. */
 function within(promise, what, ms = PATIENCE_MS) {
   let timer;
@@ -351,13 +356,18 @@ function socketInPage([url, protocols]) {
   });
   const ended = closed.then((seen) => { throw new Error(`it closed: ${JSON.stringify(seen)}`); });
   ended.catch(() => {});
+  const messages = [];
+  const waiting = [];
+  ws.onmessage = ({ data }) => (waiting.length > 0 ? waiting.shift()(data) : messages.push(data));
+  const heard = () => Promise.race([
+    messages.length > 0 ? messages.shift() : new Promise((resolve) => waiting.push(resolve)), ended,
+  ]);
   const ask = async (message) => {
     await Promise.race([opened, ended]);
-    const answer = new Promise((resolve) => { ws.onmessage = ({ data }) => resolve(data); });
     ws.send(message);
-    return Promise.race([answer, ended]);
+    return heard();
   };
-  return { ws, closed, ask };
+  return { ws, closed, ask, heard };
 }
 
 /**
@@ -368,6 +378,7 @@ async function dialInPage(page, url, protocols) {
   const socket = await page.evaluateHandle(socketInPage, [url, protocols]);
   return {
     ask: (message) => within(socket.evaluate(({ ask }, text) => ask(text), message), 'an answer for the page'),
+    heard: () => within(socket.evaluate(({ heard }) => heard()), 'a message for the page'),
     protocol: () => socket.evaluate(({ ws }) => ws.protocol),
     closed: () => within(socket.evaluate(({ closed }) => closed), 'the close event'),
     close: () => socket.evaluate(({ ws }) => ws.close()),
@@ -393,5 +404,6 @@ function assertRefused({ status, headers, body }, expectedStatus, reason) {
 }
 
 module.exports = {
-  Arrivals, Scope, assertRefused, base64url, connect, dialInPage, freePort, get, keepSecret, newKey, refusal, within,
+  Arrivals, Scope, assertRefused, base64url, connect, dialInPage, freePort, get, keepSecret, newKey,
+  packaged, refusal, within,
 };
