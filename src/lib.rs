@@ -22,7 +22,8 @@
 //! process   main -> server -> { worker, reload, admin }, cli
 //! flow      worker -> listener -> desk -> connection -> proxy -> relay
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics
+//! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics,
+//!           notify_socket
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -77,6 +78,7 @@ pub mod fields;
 pub mod frame;
 pub mod log;
 pub mod metrics;
+pub mod notify_socket;
 pub mod peer;
 pub mod random;
 pub mod rules;

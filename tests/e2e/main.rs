@@ -15,6 +15,7 @@ mod handshake;
 mod hostile;
 mod limits;
 mod logs;
+mod notify;
 mod relay;
 mod reload;
 mod subprotocol;
