@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::clock::UnixTime;
+use crate::metrics::in_older_format;
 use crate::proxy::Proxy;
 use crate::reload::{Ask, Reloader, Status};
 use crate::tunnels::Live;
@@ -80,7 +81,7 @@ impl Admin {
         Ok(match request.uri().path() {
             "/healthz" if get => text(StatusCode::OK, "ok\n"),
             "/readyz" if get => self.ready(),
-            "/metrics" if get => self.metrics(),
+            "/metrics" if get => self.metrics(request.headers()),
             "/connections" if get => self.connections(),
             "/reload" if post => self.reload().await,
             "/healthz" | "/readyz" | "/metrics" | "/connections" => not_allowed("GET"),
@@ -108,11 +109,15 @@ impl Admin {
         json_response(status, &body)
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         match self.proxy.metrics.print() {
-            Ok(body) => {
+            Ok(body) if wants_open_metrics(headers) => {
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 response(StatusCode::OK, kind, body)
+            }
+            Ok(body) => {
+                let kind = "text/plain; version=0.0.4; charset=utf-8";
+                response(StatusCode::OK, kind, in_older_format(&body))
             }
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be written\n"),
         }
@@ -150,6 +155,16 @@ fn check_caller<B>(request: &Request<B>, is_local: bool) -> Result<(), &'static 
         return Err("the Host has to be an address or localhost\n");
     }
     Ok(())
+}
+
+/// Prometheus names it among what it accepts; whoever does not name it gets what every scraper reads.
+fn wants_open_metrics(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|kind| {
+        let mut parts = kind.split(';').map(str::trim);
+        let is_it = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"));
+        is_it && !parts.any(|part| matches!(part, "q=0" | "q=0.0"))
+    })
 }
 
 fn reload_json(status: &Status) -> Value {

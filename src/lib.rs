@@ -24,7 +24,7 @@
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
 //! facts     everyone -> answer, socket (queue), peer, random, denial, end, secret, clock, fields, traffic, rules,
-//!           tunnels, log, metrics
+//!           tunnels, log, metrics, notify_socket
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -84,6 +84,7 @@ pub mod fields;
 pub mod frame;
 pub mod log;
 pub mod metrics;
+pub mod notify_socket;
 pub mod peer;
 pub mod queue;
 pub mod random;

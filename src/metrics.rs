@@ -229,7 +229,7 @@ impl Metrics {
         self.accept_errors.inc();
     }
 
-    /// The text that Prometheus reads.
+    /// All of it in OpenMetrics 1.0.
     ///
     /// # Errors
     /// When a metric cannot be written, which would be a fault of this program.
@@ -238,6 +238,28 @@ impl Metrics {
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+/// The same in the older text format of Prometheus (0.0.4), in which a counter is called as its samples are, units are
+/// not declared, and nothing marks the end.
+pub fn in_older_format(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = None;
+    for line in open_metrics.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            help = rest.split_once(' ');
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            let total = if kind == "counter" { "_total" } else { "" };
+            if let Some((_, says)) = help.take().filter(|(of, _)| *of == name) {
+                text += &format!("# HELP {name}{total} {says}\n");
+            }
+            text += &format!("# TYPE {name}{total} {kind}\n");
+        } else if !line.starts_with('#') {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 /// What is counted when it is asked for: living tunnels, keys in use.
@@ -266,7 +288,10 @@ impl Collector for LiveNumbers {
         })?;
         let open = ConstGauge::new(i64::try_from(self.counts.connections()).unwrap_or(i64::MAX));
         let text = "Connections of the data port, tunnels included";
-        open.encode(encoder.encode_descriptor("connections_open", text, None, open.metric_type())?)
+        open.encode(encoder.encode_descriptor("connections_open", text, None, open.metric_type())?)?;
+        let most = ConstGauge::new(i64::try_from(self.counts.room().most()).unwrap_or(i64::MAX));
+        let text = "Connections of the data port that the limit of open files has room for";
+        most.encode(encoder.encode_descriptor("connections_limit", text, None, most.metric_type())?)
     }
 }
 

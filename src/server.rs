@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::end::Cause;
+use crate::notify_socket::NotifySocket;
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
 use crate::worker::{self, Workers};
@@ -26,6 +27,7 @@ pub struct Server {
     listeners: Vec<Vec<net::TcpListener>>,
     admin: Option<TcpListener>,
     reloader: Reloader,
+    notify: Arc<NotifySocket>,
 }
 
 /// Connections that wait to be accepted.
@@ -44,9 +46,10 @@ impl Server {
         let listeners = settings.listen.iter().map(|address| bind_shared(*address)).collect::<Result<_, _>>()?;
         let admin = settings.admin.map(|address| bind(address, "admin").and_then(TcpListener::from_std)).transpose()?;
         let proxy = Arc::new(Proxy::new(config.rules, room_for_connections()));
-        let mut reloader = Reloader::new(path, settings, config.sources, proxy.clone());
+        let notify = Arc::new(NotifySocket::from_environment());
+        let mut reloader = Reloader::new(path, settings, config.sources, proxy.clone(), notify.clone());
         reloader.warn(&config.warnings);
-        Ok(Self { proxy, listeners, admin, reloader })
+        Ok(Self { proxy, listeners, admin, reloader, notify })
     }
 
     /// The bound addresses, with the ports that the system chose.
@@ -65,7 +68,7 @@ impl Server {
     /// then, too.
     pub async fn run(self, stop: impl Future<Output = ()>, hurry: impl Future<Output = ()>) -> io::Result<()> {
         self.announce();
-        let Self { proxy, listeners, admin, reloader } = self;
+        let Self { proxy, listeners, admin, reloader, notify } = self;
         let mut background = JoinSet::new();
         let mut workers = Workers::start(listeners, &proxy)?;
         if let Some(listener) = admin {
@@ -78,6 +81,7 @@ impl Server {
             () = workers.ended() => Err(io::Error::other("a worker ended by itself")),
             Some(_) = background.join_next() => Err(io::Error::other("the reload or the admin listener ended by itself")),
         };
+        notify.say(&stopping(proxy.rules.load().drain.timeout));
         workers.close_doors().await;
         tokio::select! {
             () = drain(&proxy) => {}
@@ -103,6 +107,13 @@ impl Server {
             "listening"
         );
     }
+}
+
+/// Asks the service manager for as long as the drain may take, whatever its own limit is, and the second that the last
+/// closes get, and one to spare.
+fn stopping(drain: Duration) -> String {
+    let time = drain + Duration::from_secs(2);
+    format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}\nSTATUS=draining", time.as_micros())
 }
 
 async fn drain(proxy: &Proxy) {

@@ -9,13 +9,15 @@ use std::process::Command;
 
 use wsbouncer::denial::Reason;
 
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "CHANGELOG.md",
     "docs/browsers.md",
+    "docs/deploy.md",
     "docs/devtools.md",
     "docs/first-message.md",
     "docs/graphql.md",
+    "docs/metrics.md",
     "docs/mqtt.md",
     "docs/ocpp.md",
     "docs/performance.md",

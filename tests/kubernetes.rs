@@ -1,5 +1,5 @@
-//! The Kubernetes example is a configuration that loads: what its ConfigMap and its Secret mount is given to
-//! `wsbouncer check`, in the places where its volumes put it.
+//! The Kubernetes examples are configurations that load: what their ConfigMaps and Secrets mount is given to
+//! `wsbouncer check`, in the places where their volumes put it. `tests/deploy/run` asks the programs that read manifests.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -12,15 +12,19 @@ use std::{fs, str};
 use serde::Deserialize as _;
 use serde_yaml::Value;
 
-const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/kubernetes/sidecar.yaml");
+const SIDECAR: &str = "sidecar.yaml";
+const GATEWAY: &str = "gateway.yaml";
 
-/// The documents of the example by kind; it has one of each.
-fn documents() -> BTreeMap<String, Value> {
-    let text = fs::read_to_string(EXAMPLE).unwrap();
+/// The documents of an example by kind; of those that this looks at it has one each.
+fn documents(example: &str) -> BTreeMap<String, Value> {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes").join(example)).unwrap();
     let documents = serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap());
     let documents = documents.filter(|document| !document.is_null());
     let by_kind: BTreeMap<_, _> = documents.map(|it| (it["kind"].as_str().unwrap().to_owned(), it)).collect();
-    assert_eq!(by_kind.keys().collect::<Vec<_>>(), ["ConfigMap", "Deployment", "Secret", "Service"]);
+    for kind in ["ConfigMap", "Deployment", "Secret", "Service"] {
+        assert!(by_kind.contains_key(kind), "{example} has no {kind}");
+    }
     by_kind
 }
 
@@ -44,8 +48,13 @@ fn mount(root: &Path, deployment: &Value, volume: &str, files: &Value) -> usize 
 }
 
 #[test]
-fn what_the_example_mounts_is_a_good_configuration() {
-    let documents = documents();
+fn what_an_example_mounts_is_a_good_configuration() {
+    [SIDECAR, GATEWAY].into_iter().for_each(mounts_a_good_configuration);
+}
+
+#[track_caller]
+fn mounts_a_good_configuration(example: &str) {
+    let documents = documents(example);
     let deployment = &documents["Deployment"];
     let root = tempfile::tempdir().unwrap();
     assert_eq!(mount(root.path(), deployment, "rules", &documents["ConfigMap"]["data"]), 1);
@@ -62,8 +71,14 @@ fn what_the_example_mounts_is_a_good_configuration() {
 
 /// Less time than the drain needs, and the kubelet kills what was about to be closed properly.
 #[test]
-fn the_pod_is_given_the_time_that_the_drain_takes() {
-    let documents = documents();
+fn a_pod_is_given_the_time_that_the_drain_takes() {
+    for example in [SIDECAR, GATEWAY] {
+        outlives_its_drain(&documents(example), (example == SIDECAR).then_some("chat"));
+    }
+}
+
+#[track_caller]
+fn outlives_its_drain(documents: &BTreeMap<String, Value>, service: Option<&str>) {
     let pod = &documents["Deployment"]["spec"]["template"]["spec"];
     let rules: Value =
         serde_yaml::from_str(documents["ConfigMap"]["data"]["wsbouncer.yaml"].as_str().unwrap()).unwrap();
@@ -79,13 +94,15 @@ fn the_pod_is_given_the_time_that_the_drain_takes() {
     let pre_stop =
         |name| seconds(&container(&documents["Deployment"], name)["lifecycle"]["preStop"]["sleep"]["seconds"]);
     assert!(seconds(&pod["terminationGracePeriodSeconds"]) >= pre_stop("wsbouncer") + drain + Duration::from_secs(5));
-    assert!(pre_stop("chat") > pre_stop("wsbouncer") + drain, "the service must outlive the drain");
+    if let Some(service) = service {
+        assert!(pre_stop(service) > pre_stop("wsbouncer") + drain, "the service must outlive the drain");
+    }
 }
 
 /// The one way in leads through the proxy.
 #[test]
 fn only_the_proxys_port_is_reachable() {
-    let documents = documents();
+    let documents = documents(SIDECAR);
     let ports = documents["Service"]["spec"]["ports"].as_sequence().unwrap();
     assert_eq!(ports.len(), 1);
     assert_eq!(ports[0]["targetPort"], "ws");

@@ -20,6 +20,7 @@ use crate::clock::UnixTime;
 use crate::config::{self, Config, Problems, Sources};
 use crate::end::Cause;
 use crate::log;
+use crate::notify_socket::NotifySocket;
 use crate::proxy::Proxy;
 use crate::rules::{Rules, Settings};
 use crate::tunnels::Live;
@@ -58,13 +59,20 @@ pub struct Reloader {
     watcher: Watch,
     /// The warnings of the last load that was taken over, which were said then.
     warned: HashSet<String>,
+    notify: Arc<NotifySocket>,
 }
 
 /// A configuration of many mistakes is not told line by line: `check` prints them all.
 const MAX_WARNINGS: usize = 20;
 
 impl Reloader {
-    pub fn new(path: PathBuf, settings: Settings, sources: Sources, proxy: Arc<Proxy>) -> Self {
+    pub fn new(
+        path: PathBuf,
+        settings: Settings,
+        sources: Sources,
+        proxy: Arc<Proxy>,
+        notify: Arc<NotifySocket>,
+    ) -> Self {
         let status = Status { ok: true, at: UnixTime::now(), error: None, restart_needed: Vec::new() };
         proxy.metrics.loaded(false);
         let mut watcher = Watch::new();
@@ -72,7 +80,7 @@ impl Reloader {
         let status = Arc::new(Mutex::new(status));
         let warned = HashSet::new();
         let (sources, loader, outgoing, asks) = (Arc::new(sources), Loader::default(), Vec::new(), mpsc::channel(8));
-        Self { path, settings, sources, proxy, loader, outgoing, status, asks, watcher, warned }
+        Self { path, settings, sources, proxy, loader, outgoing, status, asks, watcher, warned, notify }
     }
 
     /// Logs what is allowed and probably not meant, unless the last load said so too.
@@ -101,6 +109,8 @@ impl Reloader {
                 None
             }
         };
+        // Not earlier: until SIGHUP has its meaning, it ends the process.
+        self.notify.say(&format!("READY=1\n{}", self.serving()));
         let mut tick = interval(POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -152,8 +162,10 @@ impl Reloader {
     }
 
     async fn reload(&mut self) {
+        self.notify.say("RELOADING=1");
         let loaded = self.load().await;
         self.take(loaded, true).await;
+        self.notify.say("READY=1");
     }
 
     async fn looks_changed(&mut self, sources: Arc<Sources>) -> bool {
@@ -203,6 +215,7 @@ impl Reloader {
         };
         self.set_status(Status { ok: true, at: UnixTime::now(), error: None, restart_needed });
         info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");
+        self.notify.say(&self.serving());
         self.let_go().await;
     }
 
@@ -216,6 +229,13 @@ impl Reloader {
         // The rules stay as they were.
         log::reload_failed(faulty.count, &faulty.text);
         self.set_status(Status { ok: false, error: Some(faulty.text), ..before });
+        self.notify.say("STATUS=the configuration has a fault, what was in force stays in force; the log says where");
+    }
+
+    /// What is in force, as `systemctl status` shows it.
+    fn serving(&self) -> String {
+        let rules = self.proxy.rules.load();
+        format!("STATUS=routes: {}, keys: {}", rules.routes.len(), rules.keys.len())
     }
 
     /// One atomic swap, then every live tunnel is asked about. Says how many have lost their right.

@@ -1,6 +1,7 @@
 //! How the binary is started: its file, what lies beside it, its environment and flags.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
@@ -15,11 +16,20 @@ pub struct Setup {
     level: &'static str,
     format: &'static str,
     before: &'static str,
+    at: Option<PathBuf>,
 }
 
 /// A file for the binary; what surrounds it is added step by step.
 pub fn config(yaml: &str) -> Setup {
-    Setup { yaml: yaml.to_owned(), files: Vec::new(), env: Vec::new(), level: "debug", format: "json", before: "" }
+    Setup {
+        yaml: yaml.to_owned(),
+        files: Vec::new(),
+        env: Vec::new(),
+        level: "debug",
+        format: "json",
+        before: "",
+        at: None,
+    }
 }
 
 /// `listen` and `admin` on free ports, where the file does not say.
@@ -47,6 +57,12 @@ impl Setup {
         self
     }
 
+    /// A file that is there already, as it stands.
+    #[must_use]
+    pub fn at(self, file: &Path) -> Self {
+        Self { at: Some(file.to_owned()), ..self }
+    }
+
     #[must_use]
     pub fn level(self, level: &'static str) -> Self {
         Self { level, ..self }
@@ -71,8 +87,11 @@ impl Setup {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let file = dir.path().join("wsbouncer.yaml");
-        fs::write(&file, complete(&self.yaml)).unwrap();
+        let file = self.at.clone().unwrap_or_else(|| {
+            let file = dir.path().join("wsbouncer.yaml");
+            fs::write(&file, complete(&self.yaml)).unwrap();
+            file
+        });
         let child = self
             .command()
             .args(["serve", "--log-format", self.format, "--log-level", self.level, "--config"])
