@@ -8,6 +8,7 @@ use http::StatusCode;
 
 use crate::answer::{Answer, Draft};
 use crate::fields::push_json;
+use crate::secret::Digest;
 
 /// Why a request is refused. The word is part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -147,6 +148,8 @@ pub struct Denial {
     pub cause: Cow<'static, str>,
     /// Whose credential it was, where that is known.
     pub key: Option<Arc<str>>,
+    /// ... and which of its secrets.
+    pub secret: Option<Digest>,
     /// `WWW-Authenticate`, for a 401.
     challenge: Option<&'static str>,
     /// `Allow`, for a 405.
@@ -163,6 +166,7 @@ impl Denial {
             detail: detail.into(),
             cause: Cow::Borrowed(""),
             key: None,
+            secret: None,
             challenge: None,
             allow: "GET",
             close: None,
@@ -192,6 +196,11 @@ impl Denial {
     #[must_use]
     pub fn of_key(self, key: Option<Arc<str>>) -> Self {
         Self { key, ..self }
+    }
+
+    #[must_use]
+    pub fn of_secret(self, secret: Digest) -> Self {
+        Self { secret: Some(secret), ..self }
     }
 
     #[must_use]

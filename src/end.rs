@@ -22,10 +22,12 @@ pub enum Cause {
     Drain,
     /// The process was told to stop at once.
     Shutdown,
+    /// An operator has closed this one.
+    ClosedByOperator,
 }
 
 impl Cause {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Client,
         Self::Upstream,
         Self::ClientLost,
@@ -39,6 +41,7 @@ impl Cause {
         Self::RouteRemoved,
         Self::Drain,
         Self::Shutdown,
+        Self::ClosedByOperator,
     ];
 
     pub fn word(self) -> &'static str {
@@ -56,6 +59,7 @@ impl Cause {
             Self::RouteRemoved => "route_removed",
             Self::Drain => "drain",
             Self::Shutdown => "shutdown",
+            Self::ClosedByOperator => "closed_by_operator",
         }
     }
 
@@ -63,6 +67,7 @@ impl Cause {
     /// registry, 4000 and up are private).
     pub fn close_code(self) -> u16 {
         match self {
+            Self::ClosedByOperator => 4000,
             Self::Revoked | Self::Expired => 4401,
             Self::NotAllowedOnRoute => 4403,
             Self::RouteRemoved | Self::Drain | Self::Shutdown => 1012,

@@ -83,5 +83,6 @@ pub mod rules;
 pub mod secret;
 pub mod socket;
 pub mod tunnels;
+pub mod usage;
 
 pub mod config;

@@ -221,11 +221,11 @@ impl Collector for LiveNumbers {
         self.encode_bytes(&mut encoder)?;
         let keys = self.counts.keys(MAX_KEYS);
         gauge(&mut encoder, "key_tunnels_open", "Tunnels open now, by key", |add| {
-            keys.iter().try_for_each(|(key, used)| add(&[("key", key)], i64::from(used.open)))
+            keys.iter().try_for_each(|(key, open, _)| add(&[("key", key)], i64::from(*open)))
         })?;
         let text = "When a tunnel of the key was last opened or closed";
         gauge(&mut encoder, "key_last_used_timestamp_seconds", text, |add| {
-            keys.iter().try_for_each(|(key, used)| add(&[("key", key)], used.last_used.0))
+            keys.iter().try_for_each(|(key, _, last_used)| add(&[("key", key)], last_used.0))
         })?;
         let open = ConstGauge::new(i64::try_from(self.counts.connections()).unwrap_or(i64::MAX));
         let text = "Connections of the data port, tunnels included";

@@ -135,6 +135,9 @@ impl Proxy {
 
     fn count_refusal(&self, entry: &Entry, denial: &Denial, code: Option<u16>) {
         entry.refused(denial, code);
+        if let Some(key) = denial.key.as_ref().or(entry.key.as_ref()) {
+            self.counts.key_refused(key, denial.secret.as_ref().or(entry.secret.as_ref()));
+        }
         self.metrics.refused(entry.route_label(), denial.reason);
         self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
     }
@@ -174,6 +177,7 @@ impl Proxy {
         let asked = (&**rules, &**route, &parts.headers, caller);
         let principal = self.verify(asked, credential.as_ref(), Some(&self.burned))?; // who they are   401 429 503
         entry.key = principal.key().map(|key| key.id.clone());
+        entry.secret = principal.secret().copied();
         let carrier = credential.as_ref().map(Credential::carrier);
         let answerable = upgrade.check_answerable(carrier)?; // could we say yes                400
         let door = Door { name: &route.name, conditions: &route.conditions };

@@ -64,7 +64,7 @@ pub struct Applicant {
 pub struct Seat {
     live: Arc<Live>,
     tunnels: Arc<Tunnels>,
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// A seat whose holder was not asked again yet: nothing can be done with it but that.
@@ -112,7 +112,7 @@ impl Tunnels {
         }
         all.insert(number, live.clone());
         drop(all);
-        Ok(Claim(Seat { live, tunnels: self.clone(), _permit: permit }))
+        Ok(Claim(Seat { live, tunnels: self.clone(), permit }))
     }
 
     /// All tunnels that stand or are about to.
@@ -240,6 +240,7 @@ impl Seat {
 
     /// Both sides have said yes.
     pub fn opened(&self, _: Confirmed, subprotocol: Option<Box<str>>) {
+        self.permit.opened();
         let _ = self.live.opened.set(Opening { at: SystemTime::now(), since: Instant::now(), subprotocol });
     }
 }

@@ -20,6 +20,7 @@ use crate::denial::Denial;
 use crate::end::End;
 use crate::peer::Shown;
 use crate::random;
+use crate::secret::Digest;
 use crate::tunnels::Live;
 
 /// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
@@ -130,6 +131,8 @@ pub struct Entry {
     pub upstream: Option<Arc<str>>,
     /// Whose credential it is, once that is known.
     pub key: Option<Arc<str>>,
+    /// ... and which of its secrets it is. Never written.
+    pub secret: Option<Digest>,
     pub host: Option<Box<str>>,
     /// Without the query.
     pub path: Option<Box<str>>,
@@ -152,6 +155,7 @@ impl Entry {
             route: None,
             upstream: None,
             key: None,
+            secret: None,
             host: None,
             path: None,
             origin: None,
