@@ -199,8 +199,8 @@ impl Denial {
     }
 
     #[must_use]
-    pub fn of_secret(self, secret: Digest) -> Self {
-        Self { secret: Some(secret), ..self }
+    pub fn of_secret(self, secret: Option<Digest>) -> Self {
+        Self { secret, ..self }
     }
 
     #[must_use]

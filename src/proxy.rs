@@ -313,7 +313,8 @@ impl Proxy {
         match self.verify((rules, route, &parts.headers, caller), Some(&credential), None) {
             Ok(principal) => {
                 let detail = handshake::key_on_plain_request(route.verifier.ticket_path());
-                Denial::new(Reason::UpgradeRequired, detail).of_key(principal.key().map(|key| key.id.clone()))
+                let key = principal.key().map(|key| key.id.clone());
+                Denial::new(Reason::UpgradeRequired, detail).of_key(key).of_secret(principal.secret().copied())
             }
             Err(_) => denial,
         }

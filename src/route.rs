@@ -175,6 +175,11 @@ impl RouteTable {
         self.longest_handshake
     }
 
+    /// All of them, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.by_name.values()
+    }
+
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
         self.by_name.get(name)
     }

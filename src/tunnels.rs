@@ -175,6 +175,11 @@ impl Tunnels {
 }
 
 impl Live {
+    /// In the order in which they were seated.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     pub fn opening(&self) -> Option<&Opening> {
         self.opened.get()
     }

@@ -147,7 +147,12 @@ pub enum Removal {
 impl Removal {
     /// Judges a secret. `successor`: when another secret of the key, one that is good now, was last used. `dead`: it opens
     /// nothing any more, whoever shows it.
-    pub fn judge(used: &Use, successor: Option<UnixTime>, dead: bool, (now, since, quiet): (UnixTime, UnixTime, i64)) -> Self {
+    pub fn judge(
+        used: &Use,
+        successor: Option<UnixTime>,
+        dead: bool,
+        (now, since, quiet): (UnixTime, UnixTime, i64),
+    ) -> Self {
         let is_recent = |date: UnixTime| now.0.saturating_sub(date.0) < quiet;
         if used.open > 0 {
             Self::InUse

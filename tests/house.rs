@@ -37,7 +37,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("hyper", HTTP, "hyper stays where HTTP is spoken"),
     ("hyper_util", HTTP, "hyper stays where HTTP is spoken"),
     ("clap", &["main", "cli", "cli::*"], "only the command line knows its flags"),
-    ("prometheus_client", &["metrics"], "one file names every metric"),
+    ("prometheus_client", &["metrics", "metrics::*"], "one file names every metric"),
 ];
 const HTTP: &[&str] = &["admin", "admin::*"];
 

@@ -108,8 +108,21 @@ pub static KEY_FILE: Section =
 
 pub static LISTEN: Section = Section { later: &["tls", "proxy_protocol"], ..fields(&[value("address", "")]) };
 
-pub static ADMIN: Section =
-    Section { words: &["off"], later: &["token"], ..fields(&[value("address", ""), value("allow_remote", "false")]) };
+pub static ADMIN: Section = Section {
+    words: &["off"],
+    ..fields(&[value("address", ""), hidden("token", Below::Section(&ADMIN_TOKEN)), value("allow_remote", "false")])
+};
+
+/// What operators show, or its digest.
+pub static ADMIN_TOKEN: Section = Section {
+    private: true,
+    ..fields(&[
+        hidden("sha256", Below::Value),
+        hidden("plain", Below::Value),
+        hidden("env", Below::Value),
+        hidden("file", Below::Value),
+    ])
+};
 
 pub static UPSTREAM: Section =
     Section { later: &["endpoints", "balance", "tls", "health"], ..fields(&[value("url", ""), value("host", "keep")]) };
@@ -259,6 +272,7 @@ pub const DEFAULT_IDENTITY: (&str, &str) = ("X-Auth-Key-Id", "{id}");
 pub struct File {
     pub listen: Vec<SocketAddr>,
     pub admin: Option<SocketAddr>,
+    pub admin_token: Option<KeySecret>,
     pub trusted_proxies: Vec<IpNet>,
     pub upstreams: Vec<(Box<str>, Upstream)>,
     /// Each with its place in the list: entries that could not be read are left out.

@@ -4,8 +4,8 @@
 mod loader;
 mod watch;
 
-use std::collections::HashSet;
-use std::path::PathBuf;
+use std::collections::{HashSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +39,33 @@ pub struct Status {
     pub error: Option<String>,
     /// Fields of the file that differ from what runs and need a restart.
     pub restart_needed: Vec<&'static str>,
+    /// What the rules in force were made of.
+    pub files: Arc<[PathBuf]>,
+    /// The latest attempts, the newest first. The start is the first of all.
+    pub history: VecDeque<Attempt>,
+}
+
+/// One load of the files.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    pub at: UnixTime,
+    /// What was wrong, counted; 0 where the files were taken over.
+    pub problems: usize,
+    pub routes: usize,
+    pub keys: usize,
+    pub tunnels_ended: usize,
+    /// Whether the files said something else than before.
+    pub changed: bool,
+}
+
+/// Attempts that are remembered.
+const MAX_HISTORY: usize = 20;
+
+impl Status {
+    fn add(&mut self, attempt: Attempt) {
+        self.history.truncate(MAX_HISTORY - 1);
+        self.history.push_front(attempt);
+    }
 }
 
 /// Asks for a reload now; the answer is the status after it.
@@ -65,7 +92,7 @@ const MAX_WARNINGS: usize = 20;
 
 impl Reloader {
     pub fn new(path: PathBuf, settings: Settings, sources: Sources, proxy: Arc<Proxy>) -> Self {
-        let status = Status { ok: true, at: UnixTime::now(), error: None, restart_needed: Vec::new() };
+        let status = first_status(&sources, &proxy);
         proxy.metrics.loaded(false);
         let mut watcher = Watch::new();
         watcher.follow(sources.directories());
@@ -176,6 +203,7 @@ impl Reloader {
             Err(faulty) => return self.refuse(faulty),
         };
         let is_new = sources.digest() != self.proxy.rules.load().fingerprint;
+        let rules = self.with_token(rules, &settings);
         self.watcher.follow(sources.directories());
         self.sources = sources;
         let was_bad = !self.current_status().ok;
@@ -201,7 +229,12 @@ impl Reloader {
             self.outgoing.push(rules);
             0
         };
-        self.set_status(Status { ok: true, at: UnixTime::now(), error: None, restart_needed });
+        let at = UnixTime::now();
+        let files_now = self.sources.paths().map(Path::to_owned).collect();
+        self.change_status(|status| {
+            status.add(Attempt { at, problems: 0, routes, keys, tunnels_ended: lost, changed: is_new });
+            *status = Status { ok: true, at, error: None, restart_needed, files: files_now, ..status.clone() };
+        });
         info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");
         self.let_go().await;
     }
@@ -211,11 +244,27 @@ impl Reloader {
             self.watcher.follow(sources.directories());
             self.sources = sources;
         }
-        let before = self.current_status();
         self.proxy.metrics.reload_failed();
         // The rules stay as they were.
         log::reload_failed(faulty.count, &faulty.text);
-        self.set_status(Status { ok: false, error: Some(faulty.text), ..before });
+        let rules = self.proxy.rules.load();
+        let (at, routes, keys) = (UnixTime::now(), rules.routes.len(), rules.keys.len());
+        self.change_status(|status| {
+            status.add(Attempt { at, problems: faulty.count, routes, keys, tunnels_ended: 0, changed: false });
+            status.ok = false;
+            status.error = Some(faulty.text);
+        });
+    }
+
+    /// The listener stays where it is until a restart, and with it the token: a file that moves it to where none is needed
+    /// must not open it where it still is.
+    fn with_token(&self, mut rules: Arc<Rules>, settings: &Settings) -> Arc<Rules> {
+        if settings.admin != self.settings.admin
+            && let Some(rules) = Arc::get_mut(&mut rules)
+        {
+            rules.admin_token = self.proxy.rules.load().admin_token;
+        }
+        rules
     }
 
     /// One atomic swap, then every live tunnel is asked about. Says how many have lost their right.
@@ -258,8 +307,28 @@ impl Reloader {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_status(&self, status: Status) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    fn change_status(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+fn first_status(sources: &Sources, proxy: &Proxy) -> Status {
+    let (at, rules) = (UnixTime::now(), proxy.rules.load());
+    let first = Attempt {
+        at,
+        problems: 0,
+        routes: rules.routes.len(),
+        keys: rules.keys.len(),
+        tunnels_ended: 0,
+        changed: true,
+    };
+    Status {
+        ok: true,
+        at,
+        error: None,
+        restart_needed: Vec::new(),
+        files: sources.paths().map(Path::to_owned).collect(),
+        history: VecDeque::from([first]),
     }
 }
 

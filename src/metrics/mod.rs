@@ -1,6 +1,9 @@
 //! Every counter and gauge by name. Labels are route names, key ids and words of closed lists: never anything that a
 //! client can choose.
 
+mod latency;
+mod totals;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,9 +16,12 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+pub use self::latency::BOUNDS;
+use self::latency::Latency;
+pub use self::totals::Sums;
+use self::totals::Totals;
 use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
@@ -66,11 +72,11 @@ struct Version {
     version: &'static str,
 }
 
-type Histograms = Family<Route, Histogram, fn() -> Histogram>;
-
 /// All metrics of the process, and the registry that prints them.
 pub struct Metrics {
     registry: Registry,
+    tunnels: Arc<Tunnels>,
+    totals: Totals,
     requests: Family<RouteOutcome, Counter>,
     refusals: Family<RouteReason, Counter>,
     opened: Family<Route, Counter>,
@@ -78,7 +84,7 @@ pub struct Metrics {
     open: Family<Route, Gauge>,
     /// Of tunnels that are closed; the living count for themselves.
     bytes: Arc<Mutex<BytesByRoute>>,
-    handshake: Histograms,
+    handshake: Family<Route, Latency>,
     reloads: Family<ReloadResult, Counter>,
     reload_success: Gauge,
     reload_time: Gauge<i64, AtomicI64>,
@@ -91,17 +97,17 @@ const MAX_KEYS: usize = 10_000;
 
 impl Metrics {
     pub fn new(tunnels: Arc<Tunnels>, counts: Arc<Counts>) -> Self {
-        let buckets: fn() -> Histogram =
-            || Histogram::new([0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         let mut metrics = Self {
             registry: Registry::with_prefix("wsbouncer"),
+            tunnels: tunnels.clone(),
+            totals: Totals::default(),
             requests: Family::default(),
             refusals: Family::default(),
             opened: Family::default(),
             closed: Family::default(),
             open: Family::default(),
             bytes: Arc::default(),
-            handshake: Family::new_with_constructor(buckets),
+            handshake: Family::default(),
             reloads: Family::default(),
             reload_success: Gauge::default(),
             reload_time: Gauge::default(),
@@ -147,16 +153,19 @@ impl Metrics {
             Outcome::Refused => "refused",
             Outcome::PassedThrough => "passed_through",
         };
+        self.totals.answered(took);
         self.requests.get_or_create(&RouteOutcome { route: route.clone(), outcome }).inc();
-        self.handshake.get_or_create(&Route { route: route.clone() }).observe(took.as_secs_f64());
+        self.handshake.get_or_create(&Route { route: route.clone() }).observe(took);
     }
 
     pub fn refused(&self, route: &Arc<str>, reason: Reason) {
+        self.totals.refused(reason);
         self.refusals.get_or_create(&RouteReason { route: route.clone(), reason: reason.word() }).inc();
     }
 
     pub fn opened(&self, live: &Live) {
         let label = Route { route: live.route.clone() };
+        self.totals.opened();
         self.opened.get_or_create(&label).inc();
         self.open.get_or_create(&label).inc();
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner).entry(live.route.clone()).or_default();
@@ -164,6 +173,7 @@ impl Metrics {
 
     pub fn closed(&self, live: &Live, cause: Cause) {
         let route = live.route.clone();
+        self.totals.closed();
         self.open.get_or_create(&Route { route: route.clone() }).dec();
         self.closed.get_or_create(&RouteCause { route, cause: cause.word() }).inc();
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,6 +202,31 @@ impl Metrics {
         self.accept_errors.inc();
     }
 
+    /// The numbers of one route.
+    pub fn of_route(&self, route: &Arc<str>) -> RouteNumbers {
+        let label = Route { route: route.clone() };
+        let refusals = Reason::ALL.into_iter().filter_map(|reason| {
+            let label = RouteReason { route: route.clone(), reason: reason.word() };
+            Some((reason.word(), self.refusals.get(&label)?.get()))
+        });
+        RouteNumbers {
+            open: self.open.get(&label).map_or(0, |gauge| gauge.get()),
+            opened: self.opened.get(&label).map_or(0, |counter| counter.get()),
+            refusals: refusals.collect(),
+        }
+    }
+
+    /// The numbers of all routes together.
+    pub fn sums(&self) -> Sums {
+        self.totals.read()
+    }
+
+    /// Bytes of all tunnels so far, up and down.
+    pub fn bytes(&self) -> (u64, u64) {
+        let all = bytes_by_route(&self.bytes, &self.tunnels);
+        all.values().fold((0, 0), |(up, down), bytes| (up + bytes.up, down + bytes.down))
+    }
+
     /// The text that Prometheus reads.
     ///
     /// # Errors
@@ -201,6 +236,14 @@ impl Metrics {
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+/// What happened on one route since the start.
+pub struct RouteNumbers {
+    pub open: i64,
+    pub opened: u64,
+    /// By reason; those that happened.
+    pub refusals: Vec<(&'static str, u64)>,
 }
 
 /// What is counted when it is asked for: living tunnels, keys in use.
@@ -235,19 +278,11 @@ impl Collector for LiveNumbers {
 
 impl LiveNumbers {
     fn encode_bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut routes = {
-            // Under this lock a tunnel is either alive or counted among the closed, never both.
-            let closed = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut routes = closed.clone();
-            for live in self.tunnels.all().iter().filter(|live| live.is_open()) {
-                routes.entry(live.route.clone()).or_default().add(live);
-            }
-            routes
-        };
+        let routes = bytes_by_route(&self.bytes, &self.tunnels);
         let kind = ConstCounter::new(0u64).metric_type();
         let text = "Bytes relayed: up is from the client to the upstream";
         let mut family = encoder.encode_descriptor("bytes", text, None, kind)?;
-        for (route, bytes) in &mut routes {
+        for (route, bytes) in &routes {
             for (direction, count) in [("up", bytes.up), ("down", bytes.down)] {
                 let labels = [("route", &**route), ("direction", direction)];
                 ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
@@ -255,6 +290,16 @@ impl LiveNumbers {
         }
         Ok(())
     }
+}
+
+fn bytes_by_route(closed: &Mutex<BytesByRoute>, tunnels: &Tunnels) -> BytesByRoute {
+    // Under this lock a tunnel is either alive or counted among the closed, never both.
+    let closed = closed.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut routes = closed.clone();
+    for live in tunnels.all().iter().filter(|live| live.is_open()) {
+        routes.entry(live.route.clone()).or_default().add(live);
+    }
+    routes
 }
 
 type BytesByRoute = BTreeMap<Arc<str>, Bytes>;
