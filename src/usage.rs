@@ -138,8 +138,10 @@ pub enum Removal {
     InUse,
     /// Somebody has shown it within the quiet time.
     SeenLately,
-    /// The process is younger than the quiet time, and so cannot know.
+    /// Nobody has shown it yet, and the process is younger than the quiet time.
     TooEarlyToTell,
+    /// Nobody has shown it since the process started: left over, or not handed out yet.
+    NeverShown,
     /// No other secret of the key has been used since this one was: whoever has it has no other one.
     NoSuccessor,
 }
@@ -162,10 +164,12 @@ impl Removal {
             Self::SeenLately
         } else if successor.is_none_or(|date| used.last_seen().is_some_and(|seen| date < seen)) {
             Self::NoSuccessor
+        } else if used.last_seen().is_some() {
+            Self::Safe
         } else if is_recent(since) {
             Self::TooEarlyToTell
         } else {
-            Self::Safe
+            Self::NeverShown
         }
     }
 
@@ -175,6 +179,7 @@ impl Removal {
             Self::InUse => "in_use",
             Self::SeenLately => "seen_lately",
             Self::TooEarlyToTell => "too_early_to_tell",
+            Self::NeverShown => "never_shown",
             Self::NoSuccessor => "no_successor",
         }
     }
@@ -200,7 +205,8 @@ mod tests {
         assert_eq!(judge(&seen(500), Some(400)), Removal::NoSuccessor);
         // The new one of two, which nobody has got yet.
         assert_eq!(judge(&Use::default(), None), Removal::NoSuccessor);
-        assert_eq!(judge(&Use::default(), Some(400)), Removal::Safe);
+        // The new one still, or an old one since before the start: only the operator knows.
+        assert_eq!(judge(&Use::default(), Some(400)), Removal::NeverShown);
         let young = (UnixTime(1000), UnixTime(901), 100);
         assert_eq!(Removal::judge(&Use::default(), Some(UnixTime(950)), false, young), Removal::TooEarlyToTell);
         assert_eq!(Removal::judge(&Use::default(), None, true, young), Removal::Safe);

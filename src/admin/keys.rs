@@ -17,8 +17,8 @@ const MAX_LISTED: usize = 1000;
 /// A secret that nobody has shown for a day is probably in nobody's hands.
 const QUIET: i64 = 24 * 3600;
 
-const RULE: &str = "safe_to_remove: no tunnel is open with it, nobody has shown it for quiet_seconds (and this process has watched \
-for as long), and another secret of the key has been used since; or it opens nothing any more";
+const RULE: &str = "safe_to_remove: it was shown once, no tunnel is open with it, nobody has shown it for quiet_seconds, \
+and another secret of the key has been used since; or it opens nothing any more";
 
 /// What is asked for.
 struct Page {

@@ -126,7 +126,7 @@ class Scope {
     return program.stdout.join('\n');
   }
 
-  /** Starts wsbouncer with this YAML (listen and admin are added) and waits until it listens. */
+  /** Starts wsbouncer with this YAML (listen is added, and admin where it is left out) and waits until it listens. */
   async gate(yaml) {
     const gate = new Gate(this, yaml);
     this.gates.push(gate);
@@ -174,11 +174,16 @@ class Scope {
     return `http://127.0.0.1:${server.address().port}`;
   }
 
-  /** A browser tab on a page of its own origin. */
-  async page() {
+  /** A browser without a tab. */
+  async browser() {
     const browser = await chromium.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
     this.defer(() => browser.close());
-    const page = await browser.newPage();
+    return browser;
+  }
+
+  /** A browser tab on a page of its own origin. */
+  async page() {
+    const page = await (await this.browser()).newPage();
     await page.goto(await this.origin());
     return page;
   }
@@ -217,12 +222,13 @@ class Gate {
   /** Replaces the file in one step, as editors do. */
   edit(yaml) {
     const draft = `${this.config}.new`;
-    fs.writeFileSync(draft, `listen: 127.0.0.1:0\nadmin: off\n${yaml}`);
+    const admin = /^admin:/m.test(yaml) ? '' : 'admin: off\n';
+    fs.writeFileSync(draft, `listen: 127.0.0.1:0\n${admin}${yaml}`);
     fs.renameSync(draft, this.config);
   }
 
   async listening() {
-    this.address = JSON.parse(await this.#program.says(/"message":"listening"/)).listen;
+    ({ listen: this.address, admin: this.admin } = JSON.parse(await this.#program.says(/"message":"listening"/)));
   }
 
   ws(target) {
