@@ -148,8 +148,8 @@ pub struct Denial {
     pub cause: Cow<'static, str>,
     /// Whose credential it was, where that is known.
     pub key: Option<Arc<str>>,
-    /// ... and which of its secrets.
-    pub secret: Option<Digest>,
+    /// ... and which of its secrets. Apart, because a refusal is passed on many times.
+    pub secret: Option<Box<Digest>>,
     /// `WWW-Authenticate`, for a 401.
     challenge: Option<&'static str>,
     /// `Allow`, for a 405.
@@ -200,7 +200,7 @@ impl Denial {
 
     #[must_use]
     pub fn of_secret(self, secret: Option<Digest>) -> Self {
-        Self { secret, ..self }
+        Self { secret: secret.map(Box::new), ..self }
     }
 
     #[must_use]

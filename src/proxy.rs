@@ -136,7 +136,7 @@ impl Proxy {
     fn count_refusal(&self, entry: &Entry, denial: &Denial, code: Option<u16>) {
         entry.refused(denial, code);
         if let Some(key) = denial.key.as_ref().or(entry.key.as_ref()) {
-            self.counts.key_refused(key, denial.secret.as_ref().or(entry.secret.as_ref()));
+            self.counts.key_refused(key, denial.secret.as_deref().or(entry.secret.as_ref()));
         }
         self.metrics.refused(entry.route_label(), denial.reason);
         self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());

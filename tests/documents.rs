@@ -9,9 +9,10 @@ use std::process::Command;
 
 use wsbouncer::denial::Reason;
 
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 13] = [
     "README.md",
     "CHANGELOG.md",
+    "docs/admin.md",
     "docs/browsers.md",
     "docs/devtools.md",
     "docs/first-message.md",

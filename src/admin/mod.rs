@@ -32,6 +32,7 @@ use self::answers::Answer;
 use self::events::Events;
 use crate::proxy::Proxy;
 use crate::reload::{Ask, Reloader, Status};
+use crate::rules::Settings;
 
 /// Connections at a time: a scraper, a probe, some people.
 const MAX_CONNECTIONS: usize = 32;
@@ -46,13 +47,15 @@ pub struct Admin {
     proxy: Arc<Proxy>,
     status: Arc<Mutex<Status>>,
     asks: mpsc::Sender<Ask>,
+    settings: Arc<Settings>,
     events: Arc<Semaphore>,
 }
 
 impl Admin {
     pub fn new(proxy: Arc<Proxy>, reloader: &Reloader) -> Self {
         let events = Arc::new(Semaphore::new(MAX_EVENTS));
-        Self { proxy, status: reloader.status(), asks: reloader.asks(), events }
+        let settings = Arc::new(reloader.settings().clone());
+        Self { proxy, status: reloader.status(), asks: reloader.asks(), settings, events }
     }
 
     /// Serves until its task is dropped.
@@ -124,7 +127,9 @@ impl Admin {
             ("/connections", &Method::GET | &Method::HEAD) => connections::list(&proxy.tunnels, query),
             ("/keys", &Method::GET | &Method::HEAD) => keys::list(&proxy.rules.load(), &proxy.counts, query),
             ("/routes", &Method::GET | &Method::HEAD) => rules::routes(&proxy.rules.load(), &proxy.metrics),
-            ("/config", &Method::GET | &Method::HEAD) => rules::config(&proxy.rules.load(), &self.status()),
+            ("/config", &Method::GET | &Method::HEAD) => {
+                rules::config(&proxy.rules.load(), &self.settings, &self.status())
+            }
             ("/connections", _) => answers::not_allowed("GET, HEAD, DELETE"),
             ("/events", _) => answers::not_allowed("GET"),
             (

@@ -14,7 +14,7 @@ use crate::auth::{Kind, Place, Verifier};
 use crate::metrics::Metrics;
 use crate::reload::Status;
 use crate::route::{HostPattern, OnFailure, PathPattern, Route};
-use crate::rules::Rules;
+use crate::rules::{Rules, Settings};
 use crate::template::{HeaderTemplate, Part};
 
 /// Routes and what happened on them.
@@ -40,8 +40,8 @@ pub fn routes(rules: &Rules, metrics: &Metrics) -> Answer {
     answers::json(StatusCode::OK, &json!({ "routes": routes }))
 }
 
-/// All of the rules but the keys, which have a list of their own.
-pub fn config(rules: &Rules, status: &Status) -> Answer {
+/// What is in force, all but the keys, which have a list of their own.
+pub fn config(rules: &Rules, settings: &Settings, status: &Status) -> Answer {
     let files: Vec<String> = status.files.iter().map(|path| path.display().to_string()).collect();
     let limits = rules.limits;
     let routes: Vec<Value> = sorted(rules).into_iter().map(route).collect();
@@ -50,7 +50,8 @@ pub fn config(rules: &Rules, status: &Status) -> Answer {
         &json!({
             "files": files,
             "config_hash": rules.fingerprint,
-            "admin": { "token": rules.admin_token.map(|_| HIDDEN) },
+            "listen": settings.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "admin": { "address": settings.admin.map(|address| address.to_string()), "token": rules.admin_token.map(|_| HIDDEN) },
             "keys": { "count": rules.keys.len(), "listed_at": "/keys" },
             "routes": routes,
             "trusted_proxies": rules.trusted_proxies.0.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -111,6 +111,11 @@ impl Reloader {
         self.warned = lines.into_iter().collect();
     }
 
+    /// What runs.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub fn status(&self) -> Arc<Mutex<Status>> {
         self.status.clone()
     }

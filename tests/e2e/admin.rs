@@ -512,6 +512,7 @@ tickets: {{ secrets: [{{ env: TICKET_SECRET }}] }}
     assert_eq!(rules["routes"][0]["allowed_origins"], serde_json::json!(["https://a.example"]));
     assert_eq!((&rules["keys"]["count"], &rules["drain"]["timeout"]), (&1.into(), &60.0.into()));
     assert!(rules["files"][0].as_str().unwrap().ends_with("wsbouncer.yaml"));
+    assert_eq!((&rules["listen"][0], &rules["admin"]["token"]), (&"127.0.0.1:0".into(), &Value::Null));
     assert_eq!(rules["config_hash"], gate.ready().json()["config_hash"]);
     for secret in [upstream, ticket, KEY] {
         assert!(!shown.text().contains(secret));
