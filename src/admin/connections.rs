@@ -64,6 +64,7 @@ fn shown(live: &Live) -> Value {
     let opened_at = opening.and_then(|opening| opening.at.duration_since(std::time::UNIX_EPOCH).ok());
     json!({
         "id": live.id,
+        "kind": live.kind.word(),
         "route": &*live.route,
         "key": live.key(),
         "secret": live.principal.secret().map(|digest| digest.short()),

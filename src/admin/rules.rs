@@ -13,14 +13,16 @@ use crate::auth::first_message::Format;
 use crate::auth::{Kind, Place, Verifier};
 use crate::metrics::Metrics;
 use crate::reload::Status;
-use crate::route::{HostPattern, OnFailure, PathPattern, Route};
+use crate::route::{HostPattern, Http, OnFailure, PathPattern, Route};
 use crate::rules::{Rules, Settings};
 use crate::template::{HeaderTemplate, Part};
+use crate::traffic::{Flow, Rate};
 
 /// Routes and what happened on them.
 pub fn routes(rules: &Rules, metrics: &Metrics) -> Answer {
-    let routes: Vec<Value> = sorted(rules)
-        .into_iter()
+    let routes: Vec<Value> = rules
+        .routes
+        .all()
         .map(|route| {
             let numbers = metrics.of_route(&route.name);
             let refused: u64 = numbers.refusals.iter().map(|(_, count)| count).sum();
@@ -44,7 +46,7 @@ pub fn routes(rules: &Rules, metrics: &Metrics) -> Answer {
 pub fn config(rules: &Rules, settings: &Settings, status: &Status) -> Answer {
     let files: Vec<String> = status.files.iter().map(|path| path.display().to_string()).collect();
     let limits = rules.limits;
-    let routes: Vec<Value> = sorted(rules).into_iter().map(route).collect();
+    let routes: Vec<Value> = rules.routes.all().map(route).collect();
     answers::json(
         StatusCode::OK,
         &json!({
@@ -74,12 +76,6 @@ pub fn config(rules: &Rules, settings: &Settings, status: &Status) -> Answer {
 
 const HIDDEN: &str = "***";
 
-fn sorted(rules: &Rules) -> Vec<&Arc<Route>> {
-    let mut routes: Vec<_> = rules.routes.all().collect();
-    routes.sort_by(|a, b| a.name.cmp(&b.name));
-    routes
-}
-
 fn route(route: &Arc<Route>) -> Value {
     let headers: Map<String, Value> =
         route.headers.iter().map(|header| (header.name.to_string(), template(header).into())).collect();
@@ -99,7 +95,12 @@ fn route(route: &Arc<Route>) -> Value {
             "bind_address": issue.bind_address,
         })),
         "allowed_origins": conditions.origins.as_ref().map(|all| all.iter().map(origin).collect::<Vec<_>>()),
+        "http": match route.http {
+            Http::Refuse => json!("refuse"),
+            Http::Forward { max_request_body } => json!({ "forward": { "max_request_body": max_request_body } }),
+        },
         "hide_credentials": route.hide_credentials,
+        "strict_frames": route.strict_frames,
         "on_failure": match route.on_failure {
             OnFailure::Http => "http",
             OnFailure::Close => "close",
@@ -109,6 +110,8 @@ fn route(route: &Arc<Route>) -> Value {
         "limits": {
             "max_connections": conditions.max_connections,
             "max_connections_per_key": conditions.max_connections_per_key,
+            "up": flow(&route.traffic.up),
+            "down": flow(&route.traffic.down),
         },
         "timeouts": {
             "connect": seconds(timeouts.connect),
@@ -116,7 +119,18 @@ fn route(route: &Arc<Route>) -> Value {
             "idle": timeouts.idle.map(seconds),
             "max_lifetime": timeouts.max_lifetime.map(seconds),
             "half_close": seconds(timeouts.half_close),
+            "ping_interval": timeouts.ping_interval.map(seconds),
+            "ping_timeout": seconds(timeouts.ping_timeout),
         },
+    })
+}
+
+fn flow(flow: &Flow) -> Value {
+    let rate = |rate: Rate| json!({ "per_second": rate.per_second, "burst": rate.burst, "delays": rate.delays });
+    json!({
+        "max_message_bytes": flow.max_message,
+        "messages": flow.messages.map(rate),
+        "bytes": flow.bytes.map(rate),
     })
 }
 
