@@ -7,7 +7,6 @@ use http_body_util::{Either, Full};
 use serde_json::Value;
 
 use super::events::Events;
-use crate::clock::UnixTime;
 
 /// Whole, or an event a second.
 pub type Body = Either<Full<Bytes>, Events>;
@@ -55,9 +54,4 @@ pub fn no_token() -> Answer {
     let mut answer = text(StatusCode::UNAUTHORIZED, "send Authorization: Bearer and the token of admin.token\n");
     answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"wsbouncer\""));
     answer
-}
-
-/// RFC 3339, UTC.
-pub fn date(UnixTime(seconds): UnixTime) -> String {
-    jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |date| date.to_string())
 }

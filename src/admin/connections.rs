@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::answers::{self, Answer, date};
+use super::answers::{self, Answer};
 use super::query::Query;
 use crate::clock::UnixTime;
 use crate::end::Cause;
@@ -72,12 +72,12 @@ fn shown(live: &Live) -> Value {
         "origin": live.origin,
         "subprotocol": opening.and_then(|opening| opening.subprotocol.as_deref()),
         "upstream": &*live.upstream,
-        "opened_at": opened_at.and_then(|at| i64::try_from(at.as_secs()).ok()).map(|at| date(UnixTime(at))),
+        "opened_at": opened_at.and_then(|at| i64::try_from(at.as_secs()).ok()).map(|at| UnixTime(at).text()),
         "seconds": opening.map(|opening| opening.since.elapsed().as_secs_f64()),
         "up_bytes": live.control.up_bytes.load(Relaxed),
         "down_bytes": live.control.down_bytes.load(Relaxed),
         "up_messages": live.control.up_messages.load(Relaxed),
         "down_messages": live.control.down_messages.load(Relaxed),
-        "expires_at": live.control.expires_at().map(date),
+        "expires_at": live.control.expires_at().map(UnixTime::text),
     })
 }

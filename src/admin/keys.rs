@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::answers::{self, Answer, date};
+use super::answers::{self, Answer};
 use super::query::Query;
 use crate::auth::api_key::{Key, Keys};
 use crate::clock::UnixTime;
@@ -81,7 +81,7 @@ pub fn list(rules: &Rules, counts: &Counts, query: Option<&str>) -> Answer {
             "total": keys.len(),
             "next": next,
             "quiet_seconds": page.quiet,
-            "watched_since": date(counts.since()),
+            "watched_since": counts.since().text(),
             "rule": RULE,
         }),
     )
@@ -97,8 +97,8 @@ fn shown(keys: &Keys, at: usize, used: &KeyUse, times: Times) -> Option<Value> {
     object["id"] = json!(&*key.id);
     object["state"] = json!(state(&key, now));
     object["routes"] = json!(key.routes.as_deref().map(|routes| routes.iter().map(|name| &**name).collect::<Vec<_>>()));
-    object["not_before"] = json!(key.not_before.map(date));
-    object["expires_at"] = json!(key.expires_at.map(date));
+    object["not_before"] = json!(key.not_before.map(UnixTime::text));
+    object["expires_at"] = json!(key.expires_at.map(UnixTime::text));
     object["max_connections"] = json!(key.max_connections);
     let shown = |secret: &(Digest, _)| secret_json(&key, &secrets, secret, used, times);
     object["secrets"] = secrets.iter().map(shown).collect();
@@ -134,7 +134,7 @@ fn secret_json(
     let removal = Removal::judge(&this, successor, key.disabled || is_past(&valid_until), times);
     let mut object = use_json(&this);
     object["sha256"] = json!(digest.short());
-    object["valid_until"] = json!(valid_until.map(date));
+    object["valid_until"] = json!(valid_until.map(UnixTime::text));
     object["expires_in_seconds"] = json!(valid_until.map(|end| end.0.saturating_sub(now.0).max(0)));
     object["safe_to_remove"] = json!(removal == Removal::Safe);
     object["because"] = json!(removal.word());
@@ -146,7 +146,7 @@ fn use_json(used: &Use) -> Value {
         "open": used.open,
         "opened": used.opened,
         "refused": used.refused,
-        "last_used": used.last_used.map(date),
-        "last_refused": used.last_refused.map(date),
+        "last_used": used.last_used.map(UnixTime::text),
+        "last_refused": used.last_refused.map(UnixTime::text),
     })
 }

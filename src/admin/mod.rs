@@ -151,7 +151,7 @@ impl Admin {
         let mut body = json!({ "ready": !draining, "draining": draining });
         if is_operator {
             let reload = self.status();
-            body["reload"] = status::reload(&reload);
+            body["reload"] = status::last_reload(&reload);
             body["restart_needed"] = json!(reload.restart_needed);
             body["config_hash"] = json!(self.proxy.rules.load().fingerprint);
             body["version"] = json!(env!("CARGO_PKG_VERSION"));
@@ -186,8 +186,8 @@ impl Admin {
             return answers::text(StatusCode::SERVICE_UNAVAILABLE, ABOUT_TO_STOP);
         }
         match answer.await {
-            Ok(status) if status.ok => answers::json(StatusCode::OK, &status::reload(&status)),
-            Ok(status) => answers::json(StatusCode::UNPROCESSABLE_ENTITY, &status::reload(&status)),
+            Ok(status) if status.ok => answers::json(StatusCode::OK, &status::last_reload(&status)),
+            Ok(status) => answers::json(StatusCode::UNPROCESSABLE_ENTITY, &status::last_reload(&status)),
             Err(_) => answers::text(StatusCode::SERVICE_UNAVAILABLE, ABOUT_TO_STOP),
         }
     }

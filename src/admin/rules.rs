@@ -7,6 +7,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::answers::{self, Answer};
+use super::status::counts;
 use crate::admit::Origin;
 use crate::auth::credential::{Encoding, Shape};
 use crate::auth::first_message::Format;
@@ -212,8 +213,4 @@ fn origin(origin: &Origin) -> String {
 
 fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
-}
-
-pub fn counts(all: &[(&'static str, u64)]) -> Value {
-    all.iter().map(|(word, count)| ((*word).to_owned(), json!(count))).collect::<Map<_, _>>().into()
 }

@@ -1,9 +1,7 @@
 //! The whole at one moment: what the page is made of.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::answers::date;
-use super::rules::counts;
 use crate::metrics::BOUNDS;
 use crate::proxy::Proxy;
 use crate::reload::{Attempt, Status};
@@ -16,7 +14,7 @@ pub fn now(proxy: &Proxy, reload: &Status) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "time": milliseconds(),
-        "started_at": date(since),
+        "started_at": since.text(),
         "draining": proxy.tunnels.is_draining(),
         "config_hash": rules.fingerprint,
         "files": reload.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
@@ -28,7 +26,7 @@ pub fn now(proxy: &Proxy, reload: &Status) -> Value {
         "refusals": counts(&sums.refusals),
         "bytes": { "up": up, "down": down },
         "handshake": { "bounds": BOUNDS, "counts": sums.handshake },
-        "reload": self::reload(reload),
+        "reload": last_reload(reload),
         "history": reload.history.iter().map(attempt).collect::<Vec<_>>(),
     })
 }
@@ -38,13 +36,13 @@ fn milliseconds() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-pub fn reload(status: &Status) -> Value {
-    json!({ "ok": status.ok, "at": date(status.at), "error": status.error, "restart_needed": status.restart_needed })
+pub fn last_reload(status: &Status) -> Value {
+    json!({ "ok": status.ok, "at": status.at.text(), "error": status.error, "restart_needed": status.restart_needed })
 }
 
 fn attempt(attempt: &Attempt) -> Value {
     json!({
-        "at": date(attempt.at),
+        "at": attempt.at.text(),
         "ok": attempt.problems == 0,
         "problems": attempt.problems,
         "routes": attempt.routes,
@@ -52,4 +50,9 @@ fn attempt(attempt: &Attempt) -> Value {
         "tunnels_ended": attempt.tunnels_ended,
         "changed": attempt.changed,
     })
+}
+
+/// By word.
+pub fn counts(all: &[(&'static str, u64)]) -> Value {
+    all.iter().map(|(word, count)| ((*word).to_owned(), json!(count))).collect::<Map<_, _>>().into()
 }

@@ -108,7 +108,12 @@ fn admin(
     let Some(address) = address else { return (None, token) };
     if !address.ip().is_loopback() && !is_guarded {
         let wrong = Wrong::new("whoever reaches the admin listener can read, reload and close: it has no token");
-        faults.value(&path, wrong.hint("use 127.0.0.1, or write { address: ..., token: { env: NAME } }"));
+        faults.value(
+            &path,
+            wrong.hint(
+                "use 127.0.0.1, or write { address: ..., token: { env: NAME } }; allow_remote: true does without",
+            ),
+        );
     }
     if address.port() != 0 && listen.contains(&address) {
         faults.value(&path, Wrong::new("the admin listener cannot have an address of listen").hint("change the port"));

@@ -297,8 +297,8 @@ fn an_operator_closes_exactly_what_was_named() {
     assert_eq!(close("route=one"), 1);
     closed_by_operator(&mut c);
     gate.wait_for_open(0);
-    let line = gate.closed("closed_by_operator");
-    assert_eq!((line.get("code").as_str(), line.get("id").as_str()), ("4000", "second"));
+    let line = gate.log_line(|line| line.is("tunnel closed") && line.get("id") == "second");
+    assert_eq!((line.get("cause").as_str(), line.get("code").as_str()), ("closed_by_operator", "4000"));
     assert_eq!(gate.metric("wsbouncer_tunnels_closed_total", &[("cause", "closed_by_operator")]), 4.0);
 }
 
