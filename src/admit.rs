@@ -146,6 +146,7 @@ pub fn admit(
         route: door.name,
         max_of_route: door.conditions.max_connections,
         key: id.as_ref(),
+        secret: principal.secret(),
         max_of_key: principal.key().and_then(|key| key.max_connections),
         max_of_key_on_route: door.conditions.max_connections_per_key,
         address: caller.address,

@@ -15,6 +15,11 @@ impl UnixTime {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
     }
+
+    /// RFC 3339, UTC.
+    pub fn text(self) -> String {
+        Timestamp::from_second(self.0).map_or_else(|_| self.0.to_string(), |date| date.to_string())
+    }
 }
 
 /// Hands out the present second as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7), written once a second.

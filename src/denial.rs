@@ -8,6 +8,7 @@ use http::StatusCode;
 
 use crate::answer::{Answer, Draft};
 use crate::fields::push_json;
+use crate::secret::Digest;
 
 /// Why a request is refused. The word is part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,6 +153,8 @@ pub struct Denial {
     pub cause: Cow<'static, str>,
     /// Whose credential it was, where that is known.
     pub key: Option<Arc<str>>,
+    /// ... and which of its secrets. Apart, because a refusal is passed on many times.
+    pub secret: Option<Box<Digest>>,
     /// `WWW-Authenticate`, for a 401.
     challenge: Option<&'static str>,
     /// `Allow`, for a 405.
@@ -168,6 +171,7 @@ impl Denial {
             detail: detail.into(),
             cause: Cow::Borrowed(""),
             key: None,
+            secret: None,
             challenge: None,
             allow: "GET",
             close: None,
@@ -206,6 +210,11 @@ impl Denial {
     #[must_use]
     pub fn of_key(self, key: Option<Arc<str>>) -> Self {
         Self { key, ..self }
+    }
+
+    #[must_use]
+    pub fn of_secret(self, secret: Option<Digest>) -> Self {
+        Self { secret: secret.map(Box::new), ..self }
     }
 
     #[must_use]

@@ -36,10 +36,12 @@ pub enum Cause {
     RateExceeded,
     /// One side breaks the rules of framing, and the route is strict about it.
     ProtocolError,
+    /// An operator has closed this one.
+    ClosedByOperator,
 }
 
 impl Cause {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Client,
         Self::Upstream,
         Self::ClientLost,
@@ -59,6 +61,7 @@ impl Cause {
         Self::MessageTooBig,
         Self::RateExceeded,
         Self::ProtocolError,
+        Self::ClosedByOperator,
     ];
 
     pub fn word(self) -> &'static str {
@@ -82,6 +85,7 @@ impl Cause {
             Self::MessageTooBig => "message_too_big",
             Self::RateExceeded => "rate_exceeded",
             Self::ProtocolError => "protocol_error",
+            Self::ClosedByOperator => "closed_by_operator",
         }
     }
 
@@ -89,6 +93,7 @@ impl Cause {
     /// registry, 4000 and up are private).
     pub fn close_code(self) -> u16 {
         match self {
+            Self::ClosedByOperator => 4000,
             Self::Revoked | Self::Expired => 4401,
             Self::NotAllowedOnRoute => 4403,
             Self::RouteRemoved | Self::Drain | Self::Shutdown => 1012,

@@ -62,6 +62,7 @@ pub fn serve(
     }
     let principal = verify(credential.as_ref(), &parts.headers)?;
     entry.key = principal.key().map(|key| key.id.clone());
+    entry.secret = principal.secret().copied();
     let door = Door { name: &route.name, conditions: &route.conditions };
     allow(&door, &principal, credential.as_ref().map(Credential::carrier), &parts.headers)?;
     hand_out((route, issue), &principal, &parts.headers, caller, signer, &entry.id).map(Served::Ticket)

@@ -94,5 +94,6 @@ pub mod socket;
 pub mod traffic;
 pub mod trail;
 pub mod tunnels;
+pub mod usage;
 
 pub mod config;

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
+use crate::secret::Digest;
+use crate::usage::KeyUse;
 
 /// Limits of the whole process. `None` means no limit of this kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,14 +27,17 @@ pub struct Wanted<'w> {
     pub route: &'w Arc<str>,
     pub max_of_route: Option<u32>,
     pub key: Option<&'w Arc<str>>,
+    /// Which of the key's secrets was shown.
+    pub secret: Option<&'w Digest>,
     pub max_of_key: Option<u32>,
     pub max_of_key_on_route: Option<u32>,
     pub address: IpAddr,
 }
 
 /// All counts of this process.
-#[derive(Default)]
 pub struct Counts {
+    /// Since when the use of keys is watched.
+    since: UnixTime,
     open: Mutex<Open>,
     /// Connections of the data port, tunnels included.
     room: Room,
@@ -55,22 +60,9 @@ struct Open {
     limits: Limits,
     total: u32,
     routes: HashMap<Arc<str>, u32>,
-    keys: HashMap<Arc<str>, KeyCount>,
+    keys: HashMap<Arc<str>, KeyUse>,
     addresses: HashMap<IpAddr, u32>,
     failures: HashMap<IpAddr, Bucket>,
-}
-
-/// How a key is used; kept when its last tunnel ends, for the operator who wants to know whether it still is.
-#[derive(Debug, Clone, Copy)]
-pub struct KeyUse {
-    pub open: u32,
-    pub last_used: UnixTime,
-}
-
-struct KeyCount {
-    used: KeyUse,
-    /// Of the routes on which it has tunnels, which are few, how many on each.
-    by_route: Vec<(Arc<str>, u32)>,
 }
 
 struct Bucket {
@@ -81,10 +73,27 @@ struct Bucket {
 /// Addresses whose failures are remembered; beyond that the oldest are forgotten.
 const MAX_FAILING_ADDRESSES: usize = 65_536;
 
+impl Default for Counts {
+    fn default() -> Self {
+        Self::with_room(usize::MAX)
+    }
+}
+
 impl Counts {
     /// With room for so many connections.
     pub fn with_room(most: usize) -> Self {
-        Self { room: Room { most, ..Room::default() }, ..Self::default() }
+        Self {
+            since: UnixTime::now(),
+            open: Mutex::default(),
+            room: Room { most, ..Room::default() },
+            declined: Arc::default(),
+            waiting: Arc::default(),
+        }
+    }
+
+    /// Since when the use of keys is watched.
+    pub fn since(&self) -> UnixTime {
+        self.since
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -124,15 +133,15 @@ impl Counts {
         }
         if let Some(key) = wanted.key {
             let of_key = keys.get_mut(key);
-            if full(of_key.as_deref().map_or(0, |key| key.used.open), wanted.max_of_key) {
+            if full(of_key.as_deref().map_or(0, |key| key.all.open), wanted.max_of_key) {
                 return many("the key's max_connections is reached");
             }
             if full(of_key.as_deref().map_or(0, |key| key.on(wanted.route)), wanted.max_of_key_on_route) {
                 return many("the route's max_connections_per_key is reached");
             }
             match of_key {
-                Some(count) => count.add(wanted.route),
-                None => keys.entry(key.clone()).or_insert_with(KeyCount::new).add(wanted.route),
+                Some(count) => count.begin(wanted.route, wanted.secret),
+                None => keys.entry(key.clone()).or_default().begin(wanted.route, wanted.secret),
             }
         }
         *total += 1;
@@ -145,7 +154,14 @@ impl Counts {
             None => _ = addresses.insert(address, 1),
         }
         drop(open);
-        Ok(Permit { counts: self.clone(), route: wanted.route.clone(), key: wanted.key.cloned(), address })
+        Ok(Permit {
+            counts: self.clone(),
+            route: wanted.route.clone(),
+            key: wanted.key.cloned(),
+            secret: wanted.secret.copied(),
+            opened: AtomicBool::new(false),
+            address,
+        })
     }
 
     /// Whether this address has shown too many wrong credentials lately; asked before one is verified.
@@ -179,19 +195,38 @@ impl Counts {
         *bucket = Bucket { level: bucket.level_at(now, limit) + 1.0, at: now };
     }
 
-    /// Every key that was used since the start, in order of names, at most `most` of them.
-    pub fn keys(&self, most: usize) -> Vec<(Arc<str>, KeyUse)> {
-        let mut keys: Vec<_> = self.lock().keys.iter().map(|(id, key)| (id.clone(), key.used)).collect();
+    /// Counts a refusal of somebody who showed a secret of this key.
+    pub fn key_refused(&self, key: &Arc<str>, secret: Option<&Digest>) {
+        let mut open = self.lock();
+        match open.keys.get_mut(key) {
+            Some(known) => known.refuse(secret),
+            None => open.keys.entry(key.clone()).or_default().refuse(secret),
+        }
+    }
+
+    /// Every key that opened something since the start, how many tunnels it has, and when it was last used. In order of
+    /// names, at most `most` of them.
+    pub fn keys(&self, most: usize) -> Vec<(Arc<str>, u32, UnixTime)> {
+        let open = self.lock();
+        let used = open.keys.iter().filter_map(|(id, key)| Some((id.clone(), key.all.open, key.all.last_used?)));
+        let mut keys: Vec<_> = used.collect();
+        drop(open);
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         keys.truncate(most);
         keys
+    }
+
+    /// How these keys are used; nothing for one that was never shown.
+    pub fn usage<'k>(&self, ids: impl Iterator<Item = &'k str>) -> Vec<KeyUse> {
+        let open = self.lock();
+        ids.map(|id| open.keys.get(id).cloned().unwrap_or_default()).collect()
     }
 
     /// Forgets keys that are gone from the rules and have nothing open.
     pub fn forget_keys<'k>(&self, known: impl Iterator<Item = &'k str>) {
         let mut open = self.lock();
         let mut idle: HashSet<Arc<str>> =
-            open.keys.iter().filter(|(_, key)| key.used.open == 0).map(|(id, _)| id.clone()).collect();
+            open.keys.iter().filter(|(_, key)| key.all.open == 0).map(|(id, _)| id.clone()).collect();
         drop(open);
         for id in known {
             if idle.is_empty() {
@@ -200,7 +235,7 @@ impl Counts {
             idle.remove(id);
         }
         open = self.lock();
-        open.keys.retain(|id, key| key.used.open > 0 || !idle.contains(id));
+        open.keys.retain(|id, key| key.all.open > 0 || !idle.contains(id));
     }
 
     /// A place among the refused who may stay to read why; `None` if so many are there already.
@@ -259,38 +294,6 @@ impl Room {
     }
 }
 
-impl KeyCount {
-    fn new() -> Self {
-        Self { used: KeyUse { open: 0, last_used: UnixTime::now() }, by_route: Vec::new() }
-    }
-
-    fn on(&self, route: &str) -> u32 {
-        self.by_route.iter().find(|(name, _)| **name == *route).map_or(0, |(_, count)| *count)
-    }
-
-    fn add(&mut self, route: &Arc<str>) {
-        self.used = KeyUse { open: self.used.open + 1, last_used: UnixTime::now() };
-        match self.by_route.iter_mut().find(|(name, _)| name == route) {
-            Some((_, count)) => *count += 1,
-            None => self.by_route.push((route.clone(), 1)),
-        }
-    }
-
-    fn remove(&mut self, route: &Arc<str>) {
-        self.used = KeyUse { open: self.used.open - 1, last_used: UnixTime::now() };
-        if let Some(at) = self.by_route.iter().position(|(name, _)| name == route) {
-            self.by_route[at].1 -= 1;
-            if self.by_route[at].1 == 0 {
-                self.by_route.swap_remove(at);
-            }
-        }
-        if self.by_route.is_empty() {
-            // Most keys that were used are not in use.
-            self.by_route = Vec::new();
-        }
-    }
-}
-
 impl Bucket {
     /// Failures leak away at the rate that is allowed.
     fn level_at(&self, now: Instant, per_minute: u32) -> f64 {
@@ -321,7 +324,16 @@ pub struct Permit {
     counts: Arc<Counts>,
     route: Arc<str>,
     key: Option<Arc<str>>,
+    secret: Option<Digest>,
+    opened: AtomicBool,
     address: IpAddr,
+}
+
+impl Permit {
+    /// What it was taken for is a tunnel now, not an attempt.
+    pub fn opened(&self) {
+        self.opened.store(true, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Permit {
@@ -347,7 +359,7 @@ impl Drop for Permit {
         if let Some(key) = &self.key
             && let Some(count) = open.keys.get_mut(key)
         {
-            count.remove(&self.route);
+            count.end(&self.route, self.secret.as_ref(), *self.opened.get_mut());
         }
     }
 }
@@ -371,6 +383,7 @@ mod tests {
             route,
             max_of_route: Some(3),
             key: Some(key),
+            secret: None,
             max_of_key: Some(2),
             max_of_key_on_route: None,
             address: "127.0.0.1".parse().unwrap(),
@@ -389,7 +402,7 @@ mod tests {
         drop(first);
         let fourth = counts.admit(&wanted(&route, &a));
         assert!(fourth.is_ok());
-        assert_eq!(counts.keys(9).iter().map(|(_, used)| used.open).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(counts.keys(9).iter().map(|(_, open, _)| *open).collect::<Vec<_>>(), [2, 1]);
     }
 
     #[test]

@@ -132,6 +132,9 @@ impl Proxy {
 
     pub(crate) fn count_refusal(&self, entry: &Entry, denial: &Denial, code: Option<u16>) {
         entry.refused(denial, code);
+        if let Some(key) = denial.key.as_ref().or(entry.key.as_ref()) {
+            self.counts.key_refused(key, denial.secret.as_deref().or(entry.secret.as_ref()));
+        }
         self.metrics.refused(entry.route_label(), denial.reason);
         self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
     }
@@ -199,6 +202,7 @@ impl Proxy {
         let asked = (&**rules, &**route, &parts.headers, caller);
         let principal = self.verify(asked, credential, burned)?; // who they are               401 429 503
         entry.key = principal.key().map(|key| key.id.clone());
+        entry.secret = principal.secret().copied();
         entry.trail.note("principal", || principal.to_string());
         let carrier = credential.map(Credential::carrier);
         let answerable = asks.upgrade().map(|upgrade| upgrade.check_answerable(carrier)).transpose()?; // 400
@@ -303,7 +307,8 @@ impl Proxy {
         match self.verify((rules, route, &parts.headers, caller), Some(&credential), None) {
             Ok(principal) => {
                 let detail = handshake::key_on_plain_request(route.verifier.ticket_path());
-                Denial::new(Reason::UpgradeRequired, detail).of_key(principal.key().map(|key| key.id.clone()))
+                let key = principal.key().map(|key| key.id.clone());
+                Denial::new(Reason::UpgradeRequired, detail).of_key(key).of_secret(principal.secret().copied())
             }
             Err(_) => denial,
         }

@@ -44,6 +44,8 @@ pub struct Rules {
     pub on_revoked: Duration,
     pub on_route_removed: Duration,
     pub drain: Drain,
+    /// What operators have to show, if anything.
+    pub admin_token: Option<Digest>,
     /// SHA-256 over the files these rules were made of, to see whether two instances agree.
     pub fingerprint: String,
 }

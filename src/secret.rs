@@ -71,6 +71,13 @@ impl Digest {
         })
     }
 
+    /// The first eight digits: enough to tell the secrets of one key apart, and too little to guess one by.
+    pub fn short(&self) -> String {
+        let mut text = self.to_hex();
+        text.truncate(8);
+        text
+    }
+
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

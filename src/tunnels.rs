@@ -83,7 +83,7 @@ pub struct Applicant {
 pub struct Seat {
     live: Arc<Live>,
     tunnels: Arc<Tunnels>,
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// A seat whose holder was not asked again yet: nothing can be done with it but that.
@@ -132,7 +132,7 @@ impl Tunnels {
         }
         all.insert(number, live.clone());
         drop(all);
-        Ok(Claim(Seat { live, tunnels: self.clone(), _permit: permit }))
+        Ok(Claim(Seat { live, tunnels: self.clone(), permit }))
     }
 
     /// All tunnels that stand or are about to.
@@ -195,6 +195,11 @@ impl Tunnels {
 }
 
 impl Live {
+    /// In the order in which they were seated.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     pub fn opening(&self) -> Option<&Opening> {
         self.opened.get()
     }
@@ -252,14 +257,20 @@ impl Seat {
             Cause::NotAllowedOnRoute => Denial::new(Reason::NotAllowedOnRoute, "this key does not open this route"),
             Cause::RouteRemoved => Denial::new(Reason::NoRoute, "nothing is served here"),
             Cause::Drain | Cause::Shutdown => Denial::new(Reason::Draining, "this proxy is about to stop"),
+            Cause::ClosedByOperator => Denial::new(Reason::Draining, "this request was ended from outside"),
             _ => Denial::new(Reason::InvalidCredential, "this credential does not open anything here"),
         };
         let key = self.live.principal.key().map(|key| key.id.clone());
-        denial.because("the rules changed during the handshake").of_key(key)
+        let why = match cause {
+            Cause::ClosedByOperator => "an operator has closed it before it was answered",
+            _ => "the rules changed during the handshake",
+        };
+        denial.because(why).of_key(key)
     }
 
     /// Both sides have said yes.
     pub fn opened(&self, _: Confirmed, subprotocol: Option<Box<str>>) {
+        self.permit.opened();
         let _ = self.live.opened.set(Opening { at: SystemTime::now(), since: Instant::now(), subprotocol });
     }
 }

@@ -9,9 +9,10 @@ use std::process::Command;
 
 use wsbouncer::denial::Reason;
 
-const DOCUMENTS: [&str; 14] = [
+const DOCUMENTS: [&str; 15] = [
     "README.md",
     "CHANGELOG.md",
+    "docs/admin.md",
     "docs/browsers.md",
     "docs/deploy.md",
     "docs/devtools.md",

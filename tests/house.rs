@@ -40,7 +40,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("hyper", HTTP, "hyper stays where HTTP is spoken"),
     ("hyper_util", HTTP, "hyper stays where HTTP is spoken"),
     ("clap", &["main", "cli", "cli::*"], "only the command line knows its flags"),
-    ("prometheus_client", &["metrics"], "one file names every metric"),
+    ("prometheus_client", &["metrics", "metrics::*"], "one file names every metric"),
 ];
 /// The operator's own listener, and plain requests, whose bodies it frames anew; handshakes are read and written by hand.
 const HTTP: &[&str] = &["admin", "admin::*", "forward", "forward::*"];

@@ -280,6 +280,25 @@ impl Keys {
         self.entries.iter().map(|entry| self.id_of(entry))
     }
 
+    /// The key of a number, and its secrets, each with a date of its own.
+    pub fn get(&self, at: usize) -> Option<(Key, impl Iterator<Item = (Digest, Option<UnixTime>)>)> {
+        let key = self.make(self.entries.get(at)?);
+        let of_key = self.secrets_of(at).iter();
+        Some((key, of_key.map(|secret| (secret.digest, self.dates.get(secret.date as usize).copied()))))
+    }
+
+    /// How many secrets the key of a number has.
+    pub fn secrets(&self, at: usize) -> usize {
+        self.secrets_of(at).len()
+    }
+
+    /// They stand together, in the order of their keys.
+    fn secrets_of(&self, at: usize) -> &[Secret] {
+        let first = self.secrets.partition_point(|secret| (secret.key as usize) < at);
+        let count = self.secrets[first..].partition_point(|secret| secret.key as usize == at);
+        &self.secrets[first..][..count]
+    }
+
     /// The key of a secret, if it is good now.
     ///
     /// # Errors
@@ -450,6 +469,12 @@ mod tests {
             assert_eq!((found.id(), found.opens("a")), (&*wanted.id, wanted.opens("a")));
             assert!(Arc::ptr_eq(found.key(), found.key()), "one for all who ask");
         }
+        for (at, wanted) in all.iter().enumerate() {
+            let (key, secrets) = keys.get(at).unwrap();
+            assert_eq!(format!("{key:?}"), format!("{wanted:?}"));
+            assert_eq!(secrets.collect::<Vec<_>>(), [(digest(wanted), None)]);
+        }
+        assert!(keys.get(all.len()).is_none());
         assert_eq!(keys.ids().collect::<Vec<_>>(), all.iter().map(|key| &*key.id).collect::<Vec<_>>());
         assert_eq!((keys.scopes.len(), keys.limits.len()), (2, 2));
         assert_eq!(size_of::<Rest>(), 64, "there may be a million of them");

@@ -234,7 +234,7 @@ fn by_secret(credential: &Credential, facts: &Facts<'_>) -> Result<Principal, De
     let found = look_up(&digest, facts)?;
     if credential.user().is_some_and(|user| *user != *found.id()) {
         let cause = "the user name is not the id of the secret's key";
-        return Err(invalid(cause).of_key(Some(found.key().id.clone())));
+        return Err(invalid(cause).of_key(Some(found.key().id.clone())).of_secret(Some(digest)));
     }
     Ok(Principal::of(found, digest))
 }
@@ -248,7 +248,9 @@ fn by_ticket(credential: &Credential, facts: &Facts<'_>) -> Result<Principal, De
         return Err(invalid("the secret of this ticket is another key's by now"));
     }
     if let Some(burned) = tickets.burned {
-        burned.burn(&ticket, facts.now).map_err(|why| unfit(why).of_key(Some(found.key().id.clone())))?;
+        burned
+            .burn(&ticket, facts.now)
+            .map_err(|why| unfit(why).of_key(Some(found.key().id.clone())).of_secret(Some(ticket.secret)))?;
     }
     Ok(Principal::of(found, ticket.secret))
 }
@@ -261,7 +263,7 @@ fn look_up<'k>(digest: &Digest, facts: &Facts<'k>) -> Result<Found<'k>, Denial> 
             Rejected::NotYetValid => invalid("the key is not valid yet"),
             Rejected::Expired => expired("past valid_until or expires_at"),
         };
-        denial.of_key(found.map(|found| found.key().id.clone()))
+        denial.of_key(found.map(|found| found.key().id.clone())).of_secret(Some(*digest))
     })
 }
 

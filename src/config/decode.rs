@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::fields::{Fields, parsed};
 use super::problem::{Faults, Path, Wrong, holds_key};
-use super::schema::{self, File, Tickets, Upstream};
+use super::schema::{self, File, KeySecret, Tickets, Upstream};
 use super::value::{self, Drain, Limits};
 use super::yaml::Node;
 use super::{keys, routes};
@@ -26,8 +26,10 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
     if let Some(target) = short.filter(|_| !fields.has("routes")) {
         routes.push(Some(routes::of_everything(target, &root.field("upstream"), faults)));
     }
+    let (admin, admin_token) = admin(&fields, &listen, faults);
     Some(File {
-        admin: admin(&fields, &listen, faults),
+        admin,
+        admin_token,
         listen,
         trusted_proxies: fields.texts("trusted_proxies", faults, value::network).unwrap_or_default(),
         upstreams,
@@ -81,31 +83,42 @@ fn listen(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<SocketAddr> {
     all
 }
 
-/// `off`, an address of this machine, or any address by one who says so.
-fn admin(fields: &Fields<'_, '_>, listen: &[SocketAddr], faults: &mut Faults) -> Option<SocketAddr> {
+/// `off`, an address of this machine, or any address where a token is asked for, or by one who says so. And the token.
+fn admin(
+    fields: &Fields<'_, '_>,
+    listen: &[SocketAddr],
+    faults: &mut Faults,
+) -> (Option<SocketAddr>, Option<KeySecret>) {
     let path = fields.at.field("admin");
-    let (address, allow_remote) = match fields.get("admin") {
-        Some(Node::Text(text)) if text.as_str() == "off" => return None,
+    let (address, token, is_guarded) = match fields.get("admin") {
+        Some(Node::Text(text)) if text.as_str() == "off" => return (None, None),
         Some(Node::Bool(_)) => {
             faults.value(&path, Wrong::new("this must be an address, or off").hint("write admin: off"));
-            return None;
+            return (None, None);
         }
         Some(node @ Node::Map(_)) => {
-            let below = Fields::open(node, &schema::ADMIN, &path, faults)?;
+            let Some(below) = Fields::open(node, &schema::ADMIN, &path, faults) else { return (None, None) };
             let node = below.required("address", "write address: 127.0.0.1:9901", faults);
-            let address = node.and_then(|node| parsed(node, &path.field("address"), value::address, faults))?;
-            (address, below.flag("allow_remote", faults))
+            let address = node.and_then(|node| parsed(node, &path.field("address"), value::address, faults));
+            let token = keys::admin_token(&below, faults);
+            (address, token, below.flag("allow_remote", faults) || below.has("token"))
         }
-        _ => (fields.parsed_or_default("admin", value::address, faults), false),
+        _ => (Some(fields.parsed_or_default("admin", value::address, faults)), None, false),
     };
-    if !address.ip().is_loopback() && !allow_remote {
-        let wrong = Wrong::new("whoever reaches the admin listener can read and reload: it has no login");
-        faults.value(&path, wrong.hint("use 127.0.0.1, or write { address: ..., allow_remote: true }"));
+    let Some(address) = address else { return (None, token) };
+    if !address.ip().is_loopback() && !is_guarded {
+        let wrong = Wrong::new("whoever reaches the admin listener can read, reload and close: it has no token");
+        faults.value(
+            &path,
+            wrong.hint(
+                "use 127.0.0.1, or write { address: ..., token: { env: NAME } }; allow_remote: true does without",
+            ),
+        );
     }
     if address.port() != 0 && listen.contains(&address) {
         faults.value(&path, Wrong::new("the admin listener cannot have an address of listen").hint("change the port"));
     }
-    Some(address)
+    (Some(address), token)
 }
 
 type Upstreams = Vec<(Box<str>, Upstream)>;

@@ -312,6 +312,46 @@ pub fn signer(
     Signer::new(&secrets)
 }
 
+/// Fewer could be guessed.
+const MIN_TOKEN: usize = 16;
+
+/// What operators have to show.
+pub fn admin_token(
+    token: Option<&KeySecret>,
+    root: &Path<'_>,
+    outside: &mut Outside<'_>,
+    faults: &mut Faults,
+    warnings: &mut Faults,
+) -> Option<Digest> {
+    let admin = root.field("admin");
+    let item = admin.field("token");
+    let read = match &token?.from {
+        From::Sha256(digest) => return Some(*digest),
+        From::Plain(plain) => {
+            let wrong = Wrong::new("the token of the admin listener stands here in plain text");
+            warnings.value(
+                &item.field("plain"),
+                wrong.hint("write { env: NAME }, { file: PATH } or { sha256: ... } instead"),
+            );
+            Ok(Secret::new(plain.as_bytes()))
+        }
+        From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),
+        From::File(name) => from_file(name, outside).map_err(|wrong| (item.field("file").place(), wrong)),
+    };
+    match read {
+        Ok(secret) if secret.as_bytes().len() < MIN_TOKEN => {
+            let wrong = Wrong::new("a token of the admin listener has at least 16 bytes");
+            faults.value(&item, wrong.hint("wsbouncer key new --id admin makes a good one"));
+            None
+        }
+        Ok(secret) => Some(secret.digest()),
+        Err((place, wrong)) => {
+            faults.place(place, wrong);
+            None
+        }
+    }
+}
+
 fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Secret, Wrong> {
     let value = (outside.env)(name).filter(|value| !value.is_empty()).ok_or_else(|| unset(name))?;
     let bytes = zeroize::Zeroizing::new(value.into_encoded_bytes());

@@ -92,6 +92,31 @@ pub fn ticket_secrets(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<KeySe
     all
 }
 
+/// What operators show.
+pub fn admin_token(fields: &Fields<'_, '_>, faults: &mut Faults) -> Option<KeySecret> {
+    let node = fields.get("token")?;
+    let path = fields.at.field("token");
+    let before = faults.len();
+    if let Node::Text(_) = node {
+        let wrong = Wrong::new("this must say what it is");
+        faults.value(&path, wrong.hint("write { env: NAME }, { file: PATH } or { sha256: ... }"));
+        return None;
+    }
+    let fields = Fields::open(node, &schema::ADMIN_TOKEN, &path, faults)?;
+    let forms = [
+        fields.parsed("sha256", sha256, faults),
+        fields.parsed("plain", plain, faults),
+        fields.parsed("env", env, faults),
+        fields.parsed("file", file, faults),
+    ];
+    let mut found = forms.into_iter().flatten();
+    let (first, second) = (found.next(), found.next());
+    if (first.is_none() || second.is_some()) && faults.len() == before {
+        faults.value(&path, Wrong::new("a token is one secret").hint("there are sha256, plain, env and file"));
+    }
+    first.map(|from| KeySecret { index: 0, from, valid_until: None })
+}
+
 /// One entry of `secrets`.
 fn secret(node: &Node, index: usize, path: &Path<'_>, faults: &mut Faults) -> Option<KeySecret> {
     const FORMS: &str = "there are sha256, plain, env and file";

@@ -118,9 +118,13 @@ impl Load {
             &mut self.faults,
             &mut self.warnings,
         );
+        let mut outside = around.with(&mut self.reader);
+        let token = file.admin_token.take();
+        let token = keyring::admin_token(token.as_ref(), &root, &mut outside, &mut self.faults, &mut self.warnings);
         self.warn_of_proxies(&file, &root);
         let settings = Settings { listen: file.listen.clone(), admin: file.admin };
-        Some((settings, rules(file, table, upstreams, keys, signer)))
+        let rules = rules(file, table, upstreams, keys, signer);
+        Some((settings, Rules { admin_token: token, ..rules }))
     }
 
     /// The text of the main file.
@@ -378,6 +382,7 @@ fn rules(
         on_revoked: file.on_revoked,
         on_route_removed: file.on_route_removed,
         drain: file.drain,
+        admin_token: None,
         fingerprint: String::new(),
     }
 }

@@ -83,6 +83,11 @@ impl Sources {
         self.files.len()
     }
 
+    /// The files as they were named.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| &*file.path)
+    }
+
     /// SHA-256 over all contents, in hexadecimal: equal for instances that run by the same rules.
     pub fn digest(&self) -> &str {
         &self.digest

@@ -21,6 +21,7 @@ use crate::end::{Cause, End};
 use crate::frame::Fault;
 use crate::peer::Shown;
 use crate::random;
+use crate::secret::Digest;
 use crate::trail::Trail;
 use crate::tunnels::Live;
 
@@ -132,6 +133,8 @@ pub struct Entry {
     pub upstream: Option<Arc<str>>,
     /// Whose credential it is, once that is known.
     pub key: Option<Arc<str>>,
+    /// ... and which of its secrets it is. Never written.
+    pub secret: Option<Digest>,
     pub host: Option<Box<str>>,
     /// Without the query.
     pub path: Option<Box<str>>,
@@ -155,6 +158,7 @@ impl Entry {
             route: None,
             upstream: None,
             key: None,
+            secret: None,
             host: None,
             path: None,
             origin: None,

@@ -2,10 +2,11 @@
 //! admin listener only make it look at once. A file that cannot be read changes nothing.
 
 mod loader;
+mod status;
 mod watch;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use self::loader::Loader;
+pub use self::status::{Attempt, Status};
 use self::watch::Watch;
 use crate::clock::UnixTime;
 use crate::config::{self, Config, Problems, Sources};
@@ -31,16 +33,6 @@ const POLL: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(60);
 /// ... and what never comes to rest is taken as it is after this many looks.
 const MAX_LOOKS: u32 = 20;
-
-/// How the last reload went, for whoever asks.
-#[derive(Debug, Clone)]
-pub struct Status {
-    pub ok: bool,
-    pub at: UnixTime,
-    pub error: Option<String>,
-    /// Fields of the file that differ from what runs and need a restart.
-    pub restart_needed: Vec<&'static str>,
-}
 
 /// Asks for a reload now; the answer is the status after it.
 pub type Ask = oneshot::Sender<Status>;
@@ -73,7 +65,7 @@ impl Reloader {
         proxy: Arc<Proxy>,
         notify: Arc<NotifySocket>,
     ) -> Self {
-        let status = Status { ok: true, at: UnixTime::now(), error: None, restart_needed: Vec::new() };
+        let status = Status::first(&sources, &proxy);
         proxy.metrics.loaded(false);
         let mut watcher = Watch::new();
         watcher.follow(sources.directories());
@@ -90,6 +82,11 @@ impl Reloader {
             warn!(warning, "warning");
         }
         self.warned = lines.into_iter().collect();
+    }
+
+    /// What runs.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     pub fn status(&self) -> Arc<Mutex<Status>> {
@@ -188,6 +185,7 @@ impl Reloader {
             Err(faulty) => return self.refuse(faulty),
         };
         let is_new = sources.digest() != self.proxy.rules.load().fingerprint;
+        let rules = self.with_token(rules, &settings);
         self.watcher.follow(sources.directories());
         self.sources = sources;
         let was_bad = !self.current_status().ok;
@@ -213,7 +211,12 @@ impl Reloader {
             self.outgoing.push(rules);
             0
         };
-        self.set_status(Status { ok: true, at: UnixTime::now(), error: None, restart_needed });
+        let at = UnixTime::now();
+        let files_now = self.sources.paths().map(Path::to_owned).collect();
+        self.change_status(|status| {
+            status.add(Attempt { at, problems: 0, routes, keys, tunnels_ended: lost, changed: is_new });
+            *status = Status { ok: true, at, error: None, restart_needed, files: files_now, ..status.clone() };
+        });
         info!(files, routes, keys, tunnels_ended = lost, changed = is_new, "reloaded");
         self.notify.say(&self.serving());
         self.let_go().await;
@@ -224,12 +227,28 @@ impl Reloader {
             self.watcher.follow(sources.directories());
             self.sources = sources;
         }
-        let before = self.current_status();
         self.proxy.metrics.reload_failed();
         // The rules stay as they were.
         log::reload_failed(faulty.count, &faulty.text);
-        self.set_status(Status { ok: false, error: Some(faulty.text), ..before });
+        let rules = self.proxy.rules.load();
+        let (at, routes, keys) = (UnixTime::now(), rules.routes.len(), rules.keys.len());
+        self.change_status(|status| {
+            status.add(Attempt { at, problems: faulty.count, routes, keys, tunnels_ended: 0, changed: false });
+            status.ok = false;
+            status.error = Some(faulty.text);
+        });
         self.notify.say("STATUS=the configuration has a fault, what was in force stays in force; the log says where");
+    }
+
+    /// The listener stays where it is until a restart, and with it the token: a file that moves it to where none is needed
+    /// must not open it where it still is.
+    fn with_token(&self, mut rules: Arc<Rules>, settings: &Settings) -> Arc<Rules> {
+        if settings.admin != self.settings.admin
+            && let Some(rules) = Arc::get_mut(&mut rules)
+        {
+            rules.admin_token = self.proxy.rules.load().admin_token;
+        }
+        rules
     }
 
     /// What is in force, as `systemctl status` shows it.
@@ -278,8 +297,8 @@ impl Reloader {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_status(&self, status: Status) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    fn change_status(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

@@ -132,7 +132,7 @@ class Scope {
   }
 
   /**
-   * Starts wsbouncer with this YAML (listen and admin are added), and with these variables besides, and waits until
+   * Starts wsbouncer with this YAML (listen is added, and admin where it is left out), and with these variables besides, and waits until
    * it listens.
    */
   async gate(yaml, env = {}) {
@@ -182,10 +182,16 @@ class Scope {
     return `http://127.0.0.1:${server.address().port}`;
   }
 
-  /** A browser tab on a page of its own origin. */
-  async page() {
+  /** A browser without a tab. */
+  async browser() {
     const browser = await chromium.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
     this.defer(() => browser.close());
+    return browser;
+  }
+
+  /** A browser tab on a page of its own origin. */
+  async page() {
+    const browser = await this.browser();
     // In a context that lets a scenario open more pages beside it.
     const page = await (await browser.newContext()).newPage();
     await page.goto(await this.origin());
@@ -226,12 +232,13 @@ class Gate {
   /** Replaces the file in one step, as editors do. */
   edit(yaml) {
     const draft = `${this.config}.new`;
-    fs.writeFileSync(draft, `listen: 127.0.0.1:0\nadmin: off\n${yaml}`);
+    const admin = /^admin:/m.test(yaml) ? '' : 'admin: off\n';
+    fs.writeFileSync(draft, `listen: 127.0.0.1:0\n${admin}${yaml}`);
     fs.renameSync(draft, this.config);
   }
 
   async listening() {
-    this.address = JSON.parse(await this.#program.says(/"message":"listening"/)).listen;
+    ({ listen: this.address, admin: this.admin } = JSON.parse(await this.#program.says(/"message":"listening"/)));
   }
 
   ws(target) {

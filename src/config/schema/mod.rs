@@ -113,8 +113,21 @@ pub static KEY_FILE: Section =
 
 pub static LISTEN: Section = Section { later: &["tls", "proxy_protocol"], ..fields(&[value("address", "")]) };
 
-pub static ADMIN: Section =
-    Section { words: &["off"], later: &["token"], ..fields(&[value("address", ""), value("allow_remote", "false")]) };
+pub static ADMIN: Section = Section {
+    words: &["off"],
+    ..fields(&[value("address", ""), hidden("token", Below::Section(&ADMIN_TOKEN)), value("allow_remote", "false")])
+};
+
+/// What operators show, or its digest.
+pub static ADMIN_TOKEN: Section = Section {
+    private: true,
+    ..fields(&[
+        hidden("sha256", Below::Value),
+        hidden("plain", Below::Value),
+        hidden("env", Below::Value),
+        hidden("file", Below::Value),
+    ])
+};
 
 pub static UPSTREAM: Section =
     Section { later: &["endpoints", "balance", "tls", "health"], ..fields(&[value("url", ""), value("host", "keep")]) };

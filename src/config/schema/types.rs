@@ -14,6 +14,7 @@ use crate::config::value::{
 pub struct File {
     pub listen: Vec<SocketAddr>,
     pub admin: Option<SocketAddr>,
+    pub admin_token: Option<KeySecret>,
     pub trusted_proxies: Vec<IpNet>,
     pub upstreams: Vec<(Box<str>, Upstream)>,
     /// Each with its place in the list: entries that could not be read are left out.

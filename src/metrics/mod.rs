@@ -1,6 +1,9 @@
 //! Every counter and gauge by name. Labels are route names, key ids and words of closed lists: never anything that a
 //! client can choose.
 
+mod latency;
+mod totals;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,9 +16,12 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+pub use self::latency::BOUNDS;
+use self::latency::Latency;
+pub use self::totals::Sums;
+use self::totals::Totals;
 use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
@@ -68,11 +74,11 @@ struct Version {
     version: &'static str,
 }
 
-type Histograms = Family<Route, Histogram, fn() -> Histogram>;
-
 /// All metrics of the process, and the registry that prints them.
 pub struct Metrics {
     registry: Registry,
+    tunnels: Arc<Tunnels>,
+    totals: Totals,
     requests: Family<RouteOutcome, Counter>,
     refusals: Family<RouteReason, Counter>,
     opened: Family<Route, Counter>,
@@ -82,7 +88,7 @@ pub struct Metrics {
     forwards_ended: Family<RouteCause, Counter>,
     /// Of tunnels that are closed; the living count for themselves.
     bytes: Arc<Mutex<BytesByRoute>>,
-    handshake: Histograms,
+    handshake: Family<Route, Latency>,
     reloads: Family<ReloadResult, Counter>,
     reload_success: Gauge,
     reload_time: Gauge<i64, AtomicI64>,
@@ -95,10 +101,10 @@ const MAX_KEYS: usize = 10_000;
 
 impl Metrics {
     pub fn new(tunnels: Arc<Tunnels>, counts: Arc<Counts>) -> Self {
-        let buckets: fn() -> Histogram =
-            || Histogram::new([0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         let mut metrics = Self {
             registry: Registry::with_prefix("wsbouncer"),
+            tunnels: tunnels.clone(),
+            totals: Totals::default(),
             requests: Family::default(),
             refusals: Family::default(),
             opened: Family::default(),
@@ -107,7 +113,7 @@ impl Metrics {
             forwards_open: Family::default(),
             forwards_ended: Family::default(),
             bytes: Arc::default(),
-            handshake: Family::new_with_constructor(buckets),
+            handshake: Family::default(),
             reloads: Family::default(),
             reload_success: Gauge::default(),
             reload_time: Gauge::default(),
@@ -164,16 +170,19 @@ impl Metrics {
             Outcome::PassedThrough => "passed_through",
             Outcome::Forwarded => "forwarded",
         };
+        self.totals.answered(took);
         self.requests.get_or_create(&RouteOutcome { route: route.clone(), outcome }).inc();
-        self.handshake.get_or_create(&Route { route: route.clone() }).observe(took.as_secs_f64());
+        self.handshake.get_or_create(&Route { route: route.clone() }).observe(took);
     }
 
     pub fn refused(&self, route: &Arc<str>, reason: Reason) {
+        self.totals.refused(reason);
         self.refusals.get_or_create(&RouteReason { route: route.clone(), reason: reason.word() }).inc();
     }
 
     pub fn opened(&self, live: &Live) {
         let label = Route { route: live.route.clone() };
+        self.totals.opened();
         self.opened.get_or_create(&label).inc();
         self.open.get_or_create(&label).inc();
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner).entry(live.route.clone()).or_default();
@@ -181,6 +190,7 @@ impl Metrics {
 
     pub fn closed(&self, live: &Live, cause: Cause) {
         let route = live.route.clone();
+        self.totals.closed();
         self.open.get_or_create(&Route { route: route.clone() }).dec();
         self.closed.get_or_create(&RouteCause { route, cause: cause.word() }).inc();
         self.count_bytes(live);
@@ -229,6 +239,31 @@ impl Metrics {
         self.accept_errors.inc();
     }
 
+    /// The numbers of one route.
+    pub fn of_route(&self, route: &Arc<str>) -> RouteNumbers {
+        let label = Route { route: route.clone() };
+        let refusals = Reason::ALL.into_iter().filter_map(|reason| {
+            let label = RouteReason { route: route.clone(), reason: reason.word() };
+            Some((reason.word(), self.refusals.get(&label)?.get()))
+        });
+        RouteNumbers {
+            open: self.open.get(&label).map_or(0, |gauge| gauge.get()),
+            opened: self.opened.get(&label).map_or(0, |counter| counter.get()),
+            refusals: refusals.collect(),
+        }
+    }
+
+    /// The numbers of all routes together.
+    pub fn sums(&self) -> Sums {
+        self.totals.read()
+    }
+
+    /// Bytes of all tunnels so far, up and down.
+    pub fn bytes(&self) -> (u64, u64) {
+        let all = bytes_by_route(&self.bytes, &self.tunnels);
+        all.values().fold((0, 0), |(up, down), bytes| (up + bytes.up, down + bytes.down))
+    }
+
     /// All of it in OpenMetrics 1.0.
     ///
     /// # Errors
@@ -262,6 +297,14 @@ pub fn in_older_format(open_metrics: &str) -> String {
     text
 }
 
+/// What happened on one route since the start.
+pub struct RouteNumbers {
+    pub open: i64,
+    pub opened: u64,
+    /// By reason; those that happened.
+    pub refusals: Vec<(&'static str, u64)>,
+}
+
 /// What is counted when it is asked for: living tunnels, keys in use.
 struct LiveNumbers {
     tunnels: Arc<Tunnels>,
@@ -280,11 +323,11 @@ impl Collector for LiveNumbers {
         self.encode_bytes(&mut encoder)?;
         let keys = self.counts.keys(MAX_KEYS);
         gauge(&mut encoder, "key_tunnels_open", "Tunnels open now, by key", |add| {
-            keys.iter().try_for_each(|(key, used)| add(&[("key", key)], i64::from(used.open)))
+            keys.iter().try_for_each(|(key, open, _)| add(&[("key", key)], i64::from(*open)))
         })?;
         let text = "When a tunnel of the key was last opened or closed";
         gauge(&mut encoder, "key_last_used_timestamp_seconds", text, |add| {
-            keys.iter().try_for_each(|(key, used)| add(&[("key", key)], used.last_used.0))
+            keys.iter().try_for_each(|(key, _, last_used)| add(&[("key", key)], last_used.0))
         })?;
         let open = ConstGauge::new(i64::try_from(self.counts.connections()).unwrap_or(i64::MAX));
         let text = "Connections of the data port, tunnels included";
@@ -297,19 +340,11 @@ impl Collector for LiveNumbers {
 
 impl LiveNumbers {
     fn encode_bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut routes = {
-            // Under this lock a tunnel is either alive or counted among the closed, never both.
-            let closed = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut routes = closed.clone();
-            for live in self.tunnels.all().iter().filter(|live| live.is_open()) {
-                routes.entry(live.route.clone()).or_default().add(live);
-            }
-            routes
-        };
+        let routes = bytes_by_route(&self.bytes, &self.tunnels);
         let kind = ConstCounter::new(0u64).metric_type();
         let text = "Bytes relayed: up is from the client to the upstream";
         let mut family = encoder.encode_descriptor("bytes", text, None, kind)?;
-        for (route, bytes) in &mut routes {
+        for (route, bytes) in &routes {
             for (direction, count) in [("up", bytes.up), ("down", bytes.down)] {
                 let labels = [("route", &**route), ("direction", direction)];
                 ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
@@ -317,6 +352,16 @@ impl LiveNumbers {
         }
         Ok(())
     }
+}
+
+fn bytes_by_route(closed: &Mutex<BytesByRoute>, tunnels: &Tunnels) -> BytesByRoute {
+    // Under this lock a tunnel is either alive or counted among the closed, never both.
+    let closed = closed.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut routes = closed.clone();
+    for live in tunnels.all().iter().filter(|live| live.is_open()) {
+        routes.entry(live.route.clone()).or_default().add(live);
+    }
+    routes
 }
 
 type BytesByRoute = BTreeMap<Arc<str>, Bytes>;
