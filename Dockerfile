@@ -14,6 +14,7 @@ RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --release --locked && rm -r src
 
 COPY src src
+COPY config/reference.yaml config/reference.yaml
 # Newer than the empty program's, whatever the checkout says.
 RUN find src -name '*.rs' -exec touch {} + && cargo build --release --locked
 

@@ -177,6 +177,7 @@ fn connection_json(live: &Live) -> Value {
     let opened_at = opening.and_then(|opening| opening.at.duration_since(std::time::UNIX_EPOCH).ok());
     json!({
         "id": live.id,
+        "kind": live.kind.word(),
         "route": &*live.route,
         "key": live.key(),
         "caller": live.caller.to_string(),

@@ -4,7 +4,7 @@ use http::header::{DATE, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
 
 use crate::clock::with_http_date;
-use crate::fields::is_end_to_end;
+use crate::fields::{is_end_to_end, push_value};
 
 /// A complete answer.
 #[derive(Debug)]
@@ -47,12 +47,7 @@ impl Draft {
     pub fn line(&mut self, name: &str, value: &[u8]) {
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.extend_from_slice(b": ");
-        // A line end can be in neither by now; this is the last place to be sure of it.
-        if value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
-            self.bytes.extend(value.iter().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
-        } else {
-            self.bytes.extend_from_slice(value);
-        }
+        push_value(&mut self.bytes, value);
         self.bytes.extend_from_slice(b"\r\n");
     }
 

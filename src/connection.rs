@@ -19,9 +19,10 @@ use crate::end::{Cause, End};
 use crate::first_message::{self, First, Intake};
 use crate::frame::Follower;
 use crate::head::{self, Fault};
+use crate::knock::Asked;
 use crate::log::{self, Entry};
 use crate::peer::Peer;
-use crate::proxy::{Asked, Opened, Proxy, Reply};
+use crate::proxy::{Opened, Proxy, Reply};
 use crate::relay::Relay;
 use crate::socket::Socket;
 use crate::tunnels::Seat;
@@ -134,6 +135,16 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
             turn_away(client, &early, &answer).await;
             None
         }
+        Reply::Forward(entry, forward) => {
+            let ended = Box::pin(forward.run(&entry, client, early, keepalive, &proxy.metrics)).await;
+            if let Some(denial) = ended.refusal {
+                let answer = proxy.deny(&entry, &denial);
+                refuse(ended.client, if is_head { answer.without_body() } else { answer.as_bytes() }, true).await;
+            } else if ended.is_more_to_come {
+                linger(ended.client).await;
+            }
+            None
+        }
         Reply::Closed(answer) => {
             let answer = if is_head { answer.without_body() } else { answer.as_bytes() };
             // While the service was asked, more may have come.
@@ -170,7 +181,7 @@ async fn begin(mut client: Socket, early: Vec<u8>, answer: &[u8], opened: Opened
     };
     let live = opened.seat.live();
     log::never_began(live, &why);
-    let end = End { cause: Cause::ClientLost, code: None };
+    let end = End::new(Cause::ClientLost, None);
     log::closed(live, end);
     proxy.metrics.closed(live, end.cause);
     None

@@ -24,6 +24,7 @@ pub enum Reason {
     AddressNotAllowed,
     NoRoute,
     RequestTimeout,
+    BodyTooLarge,
     TargetTooLong,
     UpgradeRequired,
     TooManyConnections,
@@ -37,7 +38,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BadHandshake,
         Self::BadFirstMessage,
         Self::ConflictingCredentials,
@@ -50,6 +51,7 @@ impl Reason {
         Self::AddressNotAllowed,
         Self::NoRoute,
         Self::RequestTimeout,
+        Self::BodyTooLarge,
         Self::TargetTooLong,
         Self::UpgradeRequired,
         Self::TooManyConnections,
@@ -76,6 +78,7 @@ impl Reason {
             Self::AddressNotAllowed => "address_not_allowed",
             Self::NoRoute => "no_route",
             Self::RequestTimeout => "request_timeout",
+            Self::BodyTooLarge => "body_too_large",
             Self::TargetTooLong => "target_too_long",
             Self::UpgradeRequired => "upgrade_required",
             Self::TooManyConnections => "too_many_connections",
@@ -98,6 +101,7 @@ impl Reason {
             Self::NotAllowedOnRoute | Self::OriginNotAllowed | Self::AddressNotAllowed => StatusCode::FORBIDDEN,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Self::TooManyConnections | Self::TooManyAttempts => StatusCode::TOO_MANY_REQUESTS,
@@ -125,6 +129,7 @@ impl Reason {
             | Self::AddressNotAllowed
             | Self::NoRoute
             | Self::RequestTimeout
+            | Self::BodyTooLarge
             | Self::TargetTooLong
             | Self::UpgradeRequired
             | Self::HeadTooLarge
@@ -139,7 +144,7 @@ impl Reason {
 #[derive(Debug)]
 pub struct Denial {
     pub reason: Reason,
-    /// 405 for CONNECT; everything else has its reason's own status.
+    /// 405 for CONNECT and TRACE; everything else has its reason's own status.
     status: StatusCode,
     /// What the client is told. Never made from what the request held.
     pub detail: Cow<'static, str>,
@@ -182,6 +187,15 @@ impl Denial {
     /// The only method that is refused whatever stands around it.
     pub fn connect_method() -> Self {
         Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::bad_handshake("CONNECT is not served here") }
+    }
+
+    /// A method that would show the client what the upstream gets.
+    pub fn trace_method() -> Self {
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, ..Self::bad_handshake("TRACE is not served here") }
+    }
+
+    pub fn too_large() -> Self {
+        Self::new(Reason::BodyTooLarge, "the request body is larger than this route takes")
     }
 
     #[must_use]

@@ -1,4 +1,6 @@
-//! Why a tunnel ended, and what its peers are told about it.
+//! Why a tunnel or a forwarded request ended, and what its peers are told about it.
+
+use crate::frame::Fault;
 
 /// The closed list of causes: the same word in the log, the metric and the Close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,10 +24,22 @@ pub enum Cause {
     Drain,
     /// The process was told to stop at once.
     Shutdown,
+    /// A forwarded request was answered, to the last byte.
+    Complete,
+    /// A forwarded request had a larger body than its route takes.
+    BodyTooLarge,
+    /// The client was asked for a sign of life, and gave none.
+    PingTimeout,
+    /// More than `max_message_bytes` in one message.
+    MessageTooBig,
+    /// More messages or bytes than the rate allows.
+    RateExceeded,
+    /// One side breaks the rules of framing, and the route is strict about it.
+    ProtocolError,
 }
 
 impl Cause {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 19] = [
         Self::Client,
         Self::Upstream,
         Self::ClientLost,
@@ -39,6 +53,12 @@ impl Cause {
         Self::RouteRemoved,
         Self::Drain,
         Self::Shutdown,
+        Self::Complete,
+        Self::BodyTooLarge,
+        Self::PingTimeout,
+        Self::MessageTooBig,
+        Self::RateExceeded,
+        Self::ProtocolError,
     ];
 
     pub fn word(self) -> &'static str {
@@ -56,6 +76,12 @@ impl Cause {
             Self::RouteRemoved => "route_removed",
             Self::Drain => "drain",
             Self::Shutdown => "shutdown",
+            Self::Complete => "complete",
+            Self::BodyTooLarge => "body_too_large",
+            Self::PingTimeout => "ping_timeout",
+            Self::MessageTooBig => "message_too_big",
+            Self::RateExceeded => "rate_exceeded",
+            Self::ProtocolError => "protocol_error",
         }
     }
 
@@ -67,9 +93,13 @@ impl Cause {
             Self::NotAllowedOnRoute => 4403,
             Self::RouteRemoved | Self::Drain | Self::Shutdown => 1012,
             Self::UpstreamLost => 1014,
-            Self::IdleTimeout | Self::MaxLifetime | Self::HalfCloseTimeout => 1001,
-            Self::Client | Self::Upstream => 1000,
+            Self::IdleTimeout | Self::MaxLifetime | Self::HalfCloseTimeout | Self::PingTimeout => 1001,
+            Self::MessageTooBig => 1009,
+            Self::RateExceeded => 4429,
+            Self::ProtocolError => 1002,
+            Self::Client | Self::Upstream | Self::Complete => 1000,
             Self::ClientLost => 1001,
+            Self::BodyTooLarge => 1009,
         }
     }
 
@@ -84,6 +114,39 @@ pub struct End {
     pub cause: Cause,
     /// The code of the first Close frame that was passed on or sent to the client.
     pub code: Option<u16>,
+    /// What was too much or wrong, where that is the cause.
+    pub breach: Option<Breach>,
+}
+
+impl End {
+    pub fn new(cause: Cause, code: Option<u16>) -> Self {
+        Self { cause, code, breach: None }
+    }
+}
+
+/// Which of a tunnel's directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the upstream.
+    Up,
+    Down,
+}
+
+impl Direction {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Something that must not pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breach {
+    pub direction: Direction,
+    /// What is wrong with the frame, if it is not its size or number.
+    pub fault: Option<Fault>,
 }
 
 #[cfg(test)]

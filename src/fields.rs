@@ -30,6 +30,16 @@ pub fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |good, byte| good & (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\'))
 }
 
+/// Writes a value without what could end its line. It can be in no value by now; this is the last place to be sure of it.
+pub fn push_value(out: &mut Vec<u8>, value: &[u8]) {
+    let ends_line = |byte: u8| (byte == b'\r') | (byte == b'\n') | (byte == 0);
+    if value.iter().fold(false, |any, byte| any | ends_line(*byte)) {
+        out.extend(value.iter().copied().filter(|byte| !ends_line(*byte)));
+    } else {
+        out.extend_from_slice(value);
+    }
+}
+
 /// Writes a text as JSON has it, with its quotes.
 pub fn push_json(out: &mut Vec<u8>, text: &str) {
     if is_plain(text) {
@@ -80,8 +90,9 @@ pub const fn is_token_byte(byte: u8) -> bool {
 /// A name as CGI-like backends read it, where every character that is no letter or digit is as good as `-`. Names are in
 /// lower case here.
 pub fn plain_name(name: &str) -> Cow<'_, str> {
-    let is_odd = |byte: u8| !byte.is_ascii_alphanumeric() && byte != b'-';
-    if name.bytes().any(is_odd) {
+    // Nearly all names are as they have to be, and most are short: looked at as a whole.
+    let is_odd = |byte: u8| !byte.is_ascii_alphanumeric() & (byte != b'-');
+    if name.bytes().fold(false, |any, byte| any | is_odd(byte)) {
         name.replace(|char: char| !char.is_ascii_alphanumeric(), "-").into()
     } else {
         name.into()

@@ -1,7 +1,10 @@
 //! The first message of a client, before there is anybody to relay it to: RFC 6455 frames read into one text, under a
 //! bound of bytes. Pure: bytes in, what to do out.
 
-use crate::frame::{self, Header, OPCODE_CLOSE, OPCODE_CONTINUATION, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT};
+use crate::frame::{self, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT, header_length};
+
+const OPCODE_CONTINUATION: u8 = 0;
+const OPCODE_BINARY: u8 = 2;
 
 /// Takes bytes until a message is whole.
 pub struct Intake {
@@ -114,7 +117,7 @@ impl Intake {
                 let room = (self.max_bytes - self.message.len()) as u64;
                 if header.length > room { Err(Fault::TooBig) } else { Ok(()) }
             }
-            frame::OPCODE_BINARY => Err(Fault::NotText),
+            OPCODE_BINARY => Err(Fault::NotText),
             _ => Err(Fault::Protocol),
         }
     }
@@ -142,6 +145,41 @@ impl Intake {
         }
         self.is_under_way = !header.is_final;
         Ok(header.is_final)
+    }
+}
+
+/// A frame's header, read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    is_final: bool,
+    /// Whether one of the reserved bits is set.
+    reserved: bool,
+    opcode: u8,
+    length: u64,
+    mask: Option<[u8; 4]>,
+    /// Bytes of the header itself.
+    size: usize,
+}
+
+impl Header {
+    /// `None` while it is not whole.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (&[first, second], _) = bytes.split_first_chunk()?;
+        let size = header_length(second);
+        let rest = bytes.get(2..size)?;
+        let is_masked = second & 0x80 != 0;
+        let (length, mask) = rest.split_at(rest.len() - if is_masked { 4 } else { 0 });
+        Some(Self {
+            is_final: first & 0x80 != 0,
+            reserved: first & 0x70 != 0,
+            opcode: first & 0x0f,
+            length: match second & 0x7f {
+                short @ 0..126 => u64::from(short),
+                _ => length.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
+            },
+            mask: mask.try_into().ok(),
+            size,
+        })
     }
 }
 

@@ -55,6 +55,19 @@ pub async fn read<S: AsyncRead + Unpin>(mut bytes: Vec<u8>, stream: &mut S, limi
     }
 }
 
+/// A whole head that is not read off a connection, such as one that a person has pasted.
+///
+/// # Errors
+/// As [`read`], and 400 for one that is not whole.
+pub fn whole(bytes: Vec<u8>) -> Result<Parts, Denial> {
+    let length = scan(&bytes, 0)?.ok_or_else(|| Denial::bad_handshake("the request head is not complete"))?;
+    if length > MAX_HEAD {
+        return Err(too_large(&bytes));
+    }
+    vet(&bytes[..length])?;
+    Head { bytes, length }.parse().map(|(parts, _)| parts)
+}
+
 async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
     let mut from = 0;
     loop {
@@ -235,6 +248,7 @@ fn vet_target(target: &[u8]) -> Option<&'static str> {
 struct Fields {
     hosts: u32,
     lengths: u32,
+    codings: u32,
 }
 
 impl Fields {
@@ -262,17 +276,22 @@ impl Fields {
                 return Err("Content-Length is not a number");
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            return Err("Transfer-Encoding is not served here");
+            self.codings += 1;
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err("Transfer-Encoding is something else than chunked");
+            }
         }
         Ok(())
     }
 
     fn finish(&self) -> Result<(), &'static str> {
-        match (self.hosts, self.lengths) {
-            (0, _) => Err("the Host header is missing"),
-            (1, 0 | 1) => Ok(()),
-            (1, _) => Err("the request has two Content-Length headers"),
-            _ => Err("the request has two Host headers"),
+        match (self.hosts, self.lengths, self.codings) {
+            (0, ..) => Err("the Host header is missing"),
+            (2.., ..) => Err("the request has two Host headers"),
+            (_, 2.., _) => Err("the request has two Content-Length headers"),
+            (.., 2..) => Err("the request has two Transfer-Encoding headers"),
+            (_, 1, 1) => Err("the request has both Content-Length and Transfer-Encoding"),
+            _ => Ok(()),
         }
     }
 }
@@ -299,6 +318,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a%20b?q={\"x\":1}".replace('"', "%22").as_str(),
             "POST /x?a=^ HTTP/1.1\r\nhost: [::1]:80\r\nCookie: caf\u{e9}=1\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\t Chunked \r\n\r\n",
         ] {
             let head =
                 if good.contains("\r\n") { good.to_owned() } else { format!("{good} HTTP/1.1\r\nHost: a\r\n\r\n") };
@@ -326,6 +346,14 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n: y\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nnothing\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ,chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;x=y\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
             "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",

@@ -1,11 +1,13 @@
 //! What passes the gate besides bytes: the request that the upstream sees is built anew. End-to-end headers are copied in,
 //! ours are set last, and nothing that a backend could mistake for ours is copied at all.
 
-use http::header::{CONNECTION, HOST, HeaderValue};
+use http::Request;
+use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 
 use crate::auth::Principal;
-use crate::fields::{is_claim, is_ours, plain_name, tokens};
+use crate::fields::{is_claim, is_ours, plain_name, push_value, tokens};
 use crate::handshake::Upgrade;
 use crate::peer::Caller;
 use crate::route::{Route, RouteTable};
@@ -20,13 +22,12 @@ pub fn upstream_request(
     caller: &Caller,
     request_id: &str,
 ) -> Vec<u8> {
-    let sent_host = parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
     let mut head = Head(Vec::with_capacity(1024));
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     head.0.extend_from_slice(b"GET ");
     head.0.extend_from_slice(target.as_bytes());
     head.0.extend_from_slice(b" HTTP/1.1\r\n");
-    head.line("Host", route.upstream.host.as_deref().map_or(sent_host, str::as_bytes));
+    head.line("Host", host(parts, route));
     head.line("Upgrade", b"websocket");
     head.line("Connection", b"Upgrade");
     head.line("Sec-WebSocket-Version", b"13");
@@ -37,6 +38,54 @@ pub fn upstream_request(
     for line in &upgrade.extensions {
         head.line("Sec-WebSocket-Extensions", line.as_bytes());
     }
+    write_fields(parts, routes, route, principal, caller, request_id, |name, value| head.line(name, value));
+    head.0.extend_from_slice(b"\r\n");
+    head.0
+}
+
+/// A plain request as the upstream gets it; what frames its body is still to come. `None`: never, as far as is known, for
+/// a request that was vetted.
+pub fn plain_request(
+    parts: &Parts,
+    routes: &RouteTable,
+    route: &Route,
+    principal: &Principal,
+    caller: &Caller,
+    request_id: &str,
+) -> Option<Request<()>> {
+    let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut request = Request::new(());
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = target.into();
+    let mut all_are_good = true;
+    let mut line = |name: &str, value: &[u8]| match (name.parse::<HeaderName>(), HeaderValue::from_bytes(value)) {
+        (Ok(name), Ok(value)) => drop(request.headers_mut().append(name, value)),
+        _ => all_are_good = false,
+    };
+    line("host", host(parts, route));
+    line("connection", b"close");
+    write_fields(parts, routes, route, principal, caller, request_id, line);
+    all_are_good.then_some(request)
+}
+
+fn sent_host(parts: &Parts) -> &[u8] {
+    parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes)
+}
+
+fn host<'r>(parts: &'r Parts, route: &'r Route) -> &'r [u8] {
+    route.upstream.host.as_deref().map_or_else(|| sent_host(parts), str::as_bytes)
+}
+
+/// What of a request's own headers is for the upstream, and then ours: all but `Host`, and those of the connection.
+fn write_fields(
+    parts: &Parts,
+    routes: &RouteTable,
+    route: &Route,
+    principal: &Principal,
+    caller: &Caller,
+    request_id: &str,
+    mut line: impl FnMut(&str, &[u8]),
+) {
     let nominated: Vec<&str> = tokens(&parts.headers, &CONNECTION).collect();
     for (name, value) in &parts.headers {
         let plain = plain_name(name.as_str());
@@ -44,18 +93,16 @@ pub fn upstream_request(
         let is_hearsay = is_claim(&plain) && !caller.by_proxy;
         let is_alias = route.hide_credentials && route.verifier.has_alias(name.as_str(), &plain);
         if !is_nominated && !is_alias && !is_hearsay && !is_ours(&plain) && !routes.sets_header(&plain) {
-            head.line(name.as_str(), value.as_bytes());
+            line(name.as_str(), value.as_bytes());
         }
     }
-    head.line("X-Forwarded-For", caller.forwarded_for.as_bytes());
-    head.line("X-Forwarded-Proto", caller.forwarded_proto.as_bytes());
-    head.line("X-Forwarded-Host", caller.forwarded_host.as_ref().map_or(sent_host, |host| host.as_bytes()));
-    head.line("X-Request-Id", request_id.as_bytes());
+    line("X-Forwarded-For", caller.forwarded_for.as_bytes());
+    line("X-Forwarded-Proto", caller.forwarded_proto.as_bytes());
+    line("X-Forwarded-Host", caller.forwarded_host.as_ref().map_or_else(|| sent_host(parts), |host| host.as_bytes()));
+    line("X-Request-Id", request_id.as_bytes());
     for header in &route.headers {
-        head.line(header.name.as_str(), header.value(principal, &route.name).as_bytes());
+        line(header.name.as_str(), header.value(principal, &route.name).as_bytes());
     }
-    head.0.extend_from_slice(b"\r\n");
-    head.0
 }
 
 /// A request head being written. Values come from a vetted head or from the configuration.
@@ -65,8 +112,7 @@ impl Head {
     fn line(&mut self, name: &str, value: &[u8]) {
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b": ");
-        // A line end can be in neither by now; this is the last place to be sure of it.
-        self.0.extend(value.iter().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+        push_value(&mut self.0, value);
         self.0.extend_from_slice(b"\r\n");
     }
 }

@@ -14,16 +14,17 @@
 //! *Downstream* is the client's side, *upstream* the protected service. A *route* is host and path to verifier, conditions
 //! and upstream. A *credential* is what a caller shows, a *principal* who it is, an *admission* the proof that it may open
 //! this tunnel now, a *permit* one unit of a limit. A *tunnel* is the open pair of connections, the *relay* carries its
-//! bytes. A [`denial`] is why an upgrade was refused, an [`end`] why a tunnel stopped. *Drain*: no new work, finish the old.
+//! bytes. A [`forward`]ed request is a plain one that
+//! was let through. A [`denial`] is why an upgrade was refused, an [`end`] why a tunnel stopped. *Drain*: no new work, finish the old.
 //!
 //! # Who knows whom
 //!
 //! ```text
 //! process   main -> server -> { worker, reload, admin }, cli
-//! flow      worker -> listener -> desk -> connection -> proxy -> relay
+//! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> answer, socket, peer, random, denial, end, secret, clock, fields, rules, tunnels, log, metrics,
-//!           notify_socket
+//! facts     everyone -> answer, socket (queue), peer, random, denial, end, secret, clock, fields, traffic, rules,
+//!           tunnels, log, metrics, notify_socket
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -41,7 +42,8 @@
 //! | origin, scope, limits | [`admit`], [`limit`] | pure |
 //! | on the list, asked once more | [`tunnels`], [`rules`] | |
 //! | dial, our handshake, its answer checked | [`headers`], [`upstream`], [`handshake`] | `connect`, `handshake` |
-//! | bytes both ways, frames followed | [`relay`], [`frame`] | `idle`, `max_lifetime`, dates, drain |
+//! | bytes both ways, frames followed | [`relay`], [`frame`], [`traffic`] | `idle`, `max_lifetime`, sizes and rates, dates, drain |
+//! | or a plain request and its answer, where the route says `http: forward` | [`forward`] | the same |
 //! | one line, counters, permits back | [`log`], [`metrics`] | |
 
 pub mod cli;
@@ -55,8 +57,12 @@ pub mod reload;
 pub mod worker;
 
 pub mod first_message;
+pub mod forward;
 pub mod head;
+pub mod knock;
+pub mod porch;
 pub mod proxy;
+pub mod rehearsal;
 pub mod relay;
 
 pub mod admit;
@@ -80,10 +86,13 @@ pub mod log;
 pub mod metrics;
 pub mod notify_socket;
 pub mod peer;
+pub mod queue;
 pub mod random;
 pub mod rules;
 pub mod secret;
 pub mod socket;
+pub mod traffic;
+pub mod trail;
 pub mod tunnels;
 
 pub mod config;

@@ -18,7 +18,9 @@ fn main() -> ExitCode {
             args.log.init();
             on_runtime(cli::demo::run(&args))
         }
-        Command::Check(args) => cli::check::run(&args.file),
+        Command::Schema => cli::schema::run(),
+        Command::Check(args) => cli::check::run(&args),
+        Command::Explain(args) => cli::explain::run(&args),
     }
 }
 

@@ -31,6 +31,8 @@ pub enum Outcome {
     Refused,
     /// The upstream answered something else than 101.
     PassedThrough,
+    /// A plain request went to the upstream.
+    Forwarded,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -76,6 +78,8 @@ pub struct Metrics {
     opened: Family<Route, Counter>,
     closed: Family<RouteCause, Counter>,
     open: Family<Route, Gauge>,
+    forwards_open: Family<Route, Gauge>,
+    forwards_ended: Family<RouteCause, Counter>,
     /// Of tunnels that are closed; the living count for themselves.
     bytes: Arc<Mutex<BytesByRoute>>,
     handshake: Histograms,
@@ -100,6 +104,8 @@ impl Metrics {
             opened: Family::default(),
             closed: Family::default(),
             open: Family::default(),
+            forwards_open: Family::default(),
+            forwards_ended: Family::default(),
             bytes: Arc::default(),
             handshake: Family::new_with_constructor(buckets),
             reloads: Family::default(),
@@ -121,6 +127,16 @@ impl Metrics {
         all.register("tunnels_opened", "Tunnels opened", self.opened.clone());
         all.register("tunnels_open", "Tunnels open now", self.open.clone());
         all.register("tunnels_closed", "Tunnels closed, by cause", self.closed.clone());
+        all.register(
+            "forwards_open",
+            "Forwarded requests that are not answered to the end",
+            self.forwards_open.clone(),
+        );
+        all.register(
+            "forwards_ended",
+            "Forwarded requests that came to their end, by cause",
+            self.forwards_ended.clone(),
+        );
         let text = "From the accepted connection's request head to the answer";
         all.register("handshake_seconds", text, self.handshake.clone());
         all.register("config_reloads", "Reloads of the configuration, by result", self.reloads.clone());
@@ -146,6 +162,7 @@ impl Metrics {
             Outcome::Ticket => "ticket",
             Outcome::Refused => "refused",
             Outcome::PassedThrough => "passed_through",
+            Outcome::Forwarded => "forwarded",
         };
         self.requests.get_or_create(&RouteOutcome { route: route.clone(), outcome }).inc();
         self.handshake.get_or_create(&Route { route: route.clone() }).observe(took.as_secs_f64());
@@ -166,9 +183,29 @@ impl Metrics {
         let route = live.route.clone();
         self.open.get_or_create(&Route { route: route.clone() }).dec();
         self.closed.get_or_create(&RouteCause { route, cause: cause.word() }).inc();
+        self.count_bytes(live);
+    }
+
+    fn count_bytes(&self, live: &Live) {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         bytes.entry(live.route.clone()).or_default().add(live);
         live.closed();
+    }
+
+    /// A plain request is on its way to the upstream.
+    pub fn forwarding(&self, live: &Live) {
+        self.forwards_open.get_or_create(&Route { route: live.route.clone() }).inc();
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).entry(live.route.clone()).or_default();
+    }
+
+    /// It has ended, for this cause, or with a refusal.
+    pub fn forwarded(&self, live: &Live, cause: Option<Cause>) {
+        let route = live.route.clone();
+        self.forwards_open.get_or_create(&Route { route: route.clone() }).dec();
+        if let Some(cause) = cause {
+            self.forwards_ended.get_or_create(&RouteCause { route, cause: cause.word() }).inc();
+        }
+        self.count_bytes(live);
     }
 
     pub fn reloaded(&self, restart_needed: bool) {

@@ -56,6 +56,16 @@ pub struct Caller {
     pub forwarded_host: Option<String>,
 }
 
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.by_proxy {
+            write!(f, "{}, as a trusted proxy says (X-Forwarded-For: {})", self.address, self.forwarded_for)
+        } else {
+            write!(f, "{}, which is no trusted proxy: what it says of others is not believed", self.address)
+        }
+    }
+}
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

@@ -6,34 +6,31 @@ use std::time::Instant as StdInstant;
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
-use http::header::{HOST, UPGRADE};
+use http::header::UPGRADE;
 use http::request::Parts;
-use tokio::time::Instant;
 
-use crate::admit::{Door, admit, check_origin};
+use crate::admit::{Door, admit};
 use crate::answer::Answer;
-use crate::auth::first_message::FirstMessage;
 use crate::auth::ticket::Burned;
 use crate::auth::{Credential, Facts, Principal, Tickets, verify};
 use crate::clock::UnixTime;
 use crate::decline::Decline;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
-use crate::first_message::First;
-use crate::frame;
-use crate::handshake::{self, Upgrade};
+use crate::forward::{self, Forward};
+use crate::handshake::{self, Answerable};
 use crate::headers;
 use crate::issue::{self, Served};
+use crate::knock::{Asked, Asks, Knock, find, host};
 use crate::limit::{Counts, Guest};
 use crate::log::{self, Entry};
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
-use crate::random;
 use crate::relay::{Bounds, Start};
-use crate::route::{Issue, NotFound, Route};
+use crate::route::{Issue, Route};
 use crate::rules::Rules;
-use crate::tunnels::{Applicant, Live, Seat, Tunnels};
-use crate::upstream::{self, Patience, Refusal, Stream};
+use crate::tunnels::{Applicant, Kind, Live, Seat, Tunnels};
+use crate::upstream::{self, Refusal, Stream};
 
 /// What all requests share.
 pub struct Proxy {
@@ -54,7 +51,6 @@ pub struct Opened {
 }
 
 /// What becomes of a request.
-#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
 pub enum Reply {
     /// Our 101, and what the relay needs after it.
     Opened(Vec<u8>, Opened),
@@ -62,43 +58,43 @@ pub enum Reply {
     Asked(Vec<u8>, Box<Asked>),
     /// Our 101 and a Close: a refusal that page code can read, and the place of whoever reads it.
     Declined(Vec<u8>, Guest),
+    /// A plain request that goes to the upstream.
+    Forward(Entry, Box<Forward>),
     /// Anything else: the connection ends with it.
     Closed(Answer),
 }
 
 /// How a request ends that is not refused.
-enum Done {
+pub(crate) enum Done {
     Opened(Vec<u8>, Opened),
     Asked(Vec<u8>, Box<Knock>, Guest),
     PassedThrough(Refusal),
     /// By the counter for tickets, which has logged and counted it.
     Served(Answer),
+    Forward(Box<Forward>),
 }
 
-/// A handshake that is to be decided about.
-struct Knock {
-    rules: Arc<Rules>,
-    route: Arc<Route>,
-    caller: Caller,
-    parts: Parts,
-    upgrade: Upgrade,
-}
-
-/// A client whose handshake is complete, and whose first message is to say who it is.
-pub struct Asked {
-    knock: Knock,
-    entry: Entry,
-    _place: Guest,
-}
-
-impl Asked {
-    /// What it is to say.
-    pub fn wanted(&self) -> Option<&FirstMessage> {
-        self.knock.route.verifier.first_message()
-    }
+/// A request as far as it is understood.
+#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
+pub(crate) enum Received {
+    Served(Answer),
+    Knock(Knock, Option<Credential>),
 }
 
 impl Proxy {
+    /// With nothing open, and room for so many connections.
+    pub fn new(rules: Rules, room: usize) -> Self {
+        let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::with_room(room)));
+        counts.set_limits(rules.limits);
+        Self {
+            metrics: Metrics::new(tunnels.clone(), counts.clone()),
+            rules: ArcSwap::from_pointee(rules),
+            tunnels,
+            counts,
+            burned: Burned::default(),
+        }
+    }
+
     /// Answers one request. Never fails: a refusal is an answer.
     pub async fn handle(&self, peer: Peer, parts: Parts) -> Reply {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
@@ -109,7 +105,7 @@ impl Proxy {
                 Reply::Opened(answer, opened)
             }
             Ok(Done::Asked(answer, knock, place)) => {
-                Reply::Asked(answer, Box::new(Asked { knock: *knock, entry, _place: place }))
+                Reply::Asked(answer, Box::new(Asked { knock: *knock, entry, place }))
             }
             Ok(Done::PassedThrough(refusal)) => {
                 entry.passed_through(refusal.status.as_u16());
@@ -117,6 +113,7 @@ impl Proxy {
                 Reply::Closed(pass_through(&refusal, &entry))
             }
             Ok(Done::Served(answer)) => Reply::Closed(answer),
+            Ok(Done::Forward(forward)) => Reply::Forward(entry, forward),
             Err(denial) => match decline.and_then(|decline| decline.answer(&self.counts, &entry.id, &denial)) {
                 Some((answer, place)) => {
                     self.count_refusal(&entry, &denial, Some(denial.close_code()));
@@ -133,57 +130,106 @@ impl Proxy {
         denial.answer(&entry.id)
     }
 
-    fn count_refusal(&self, entry: &Entry, denial: &Denial, code: Option<u16>) {
+    pub(crate) fn count_refusal(&self, entry: &Entry, denial: &Denial, code: Option<u16>) {
         entry.refused(denial, code);
         self.metrics.refused(entry.route_label(), denial.reason);
         self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
     }
 
-    /// What is asked, and by whom.
     async fn open(
+        &self,
+        peer: Peer,
+        parts: Parts,
+        entry: &mut Entry,
+        decline: &mut Option<Decline>,
+    ) -> Result<Done, Denial> {
+        match self.receive(peer, parts, entry, decline)? {
+            Received::Served(answer) => Ok(Done::Served(answer)),
+            Received::Knock(knock, None) if knock.awaits_message() => self.ask(knock, entry),
+            Received::Knock(knock, credential) => self.enter(knock, credential, entry).await,
+        }
+    }
+
+    /// What is asked for, by whom, and what they show.
+    pub(crate) fn receive(
         &self,
         peer: Peer,
         mut parts: Parts,
         entry: &mut Entry,
         decline: &mut Option<Decline>,
-    ) -> Result<Done, Denial> {
+    ) -> Result<Received, Denial> {
         let rules = self.rules.load_full(); // one snapshot until the tunnel stands
         let caller = rules.trusted_proxies.caller(peer, &parts.headers); // who is calling
         entry.caller = caller.address;
+        entry.trail.note("caller", || caller.to_string());
         if let Some(desk) = issue::find_desk(&rules, host(&parts), &parts) {
-            return Ok(Done::Served(self.serve(&rules, desk, &mut parts, &caller, entry)));
+            return Ok(Received::Served(self.serve(&rules, desk, &mut parts, &caller, entry)));
         }
         let route = find(&rules, &parts)?.clone(); // where to                               400 404
         entry.route = Some(route.name.clone());
         entry.upstream = Some(route.upstream.name.clone());
-        let mut upgrade =
-            handshake::parse(&parts).map_err(|denial| self.explain(denial, &rules, &route, &mut parts, &caller))?; // 400 426
-        *decline = Decline::of(&route, &upgrade, &parts.headers, rules.max_declined);
-        let offered = &mut upgrade.protocols;
-        let credential = route.verifier.take_credential(&mut parts, offered, route.hide_credentials)?; // 400
-        let knock = Knock { rules, route, caller, parts, upgrade };
-        if credential.is_none() && knock.route.verifier.first_message().is_some() {
-            return self.ask(knock, entry);
-        }
-        self.enter(knock, credential, entry).await
+        entry.trail.note("route", || route.to_string());
+        let asks = match forward::asked_for(&route, &parts)? {
+            Some(plain) => Asks::Page(plain), // which goes on as it is                     400 405
+            None => {
+                let parsed = handshake::parse(&parts);
+                Asks::Tunnel(parsed.map_err(|denial| self.explain(denial, &rules, &route, &mut parts, &caller))?) // 400 426
+            }
+        };
+        let mut knock = Knock { rules, route, caller, parts, asks };
+        let credential = knock.take_credential(decline)?; // 400
+        entry.trail.note("request", || knock.asks.to_string());
+        entry.trail.note("credential", || {
+            let found = credential.as_ref().map(|credential| knock.route.verifier.describe(credential));
+            found.unwrap_or_else(|| "none in the request".into())
+        });
+        Ok(Received::Knock(knock, credential))
     }
 
-    /// Whether whoever shows this may come in, and the service says yes.
-    async fn enter(&self, knock: Knock, credential: Option<Credential>, entry: &mut Entry) -> Result<Done, Denial> {
-        let Knock { rules, route, caller, parts, upgrade } = &knock;
+    /// Whether whoever shows this may come in.
+    pub(crate) fn let_in<'c>(
+        &self,
+        knock: &Knock,
+        credential: Option<&'c Credential>,
+        entry: &mut Entry,
+    ) -> Result<(Seat, Option<Answerable<'c>>), Denial> {
+        let Knock { rules, route, caller, parts, asks } = knock;
+        // A page is many requests: a ticket in a cookie loads them all, and opens one tunnel.
+        let burned = matches!(asks, Asks::Tunnel(_)).then_some(&self.burned);
         let asked = (&**rules, &**route, &parts.headers, caller);
-        let principal = self.verify(asked, credential.as_ref(), Some(&self.burned))?; // who they are   401 429 503
+        let principal = self.verify(asked, credential, burned)?; // who they are               401 429 503
         entry.key = principal.key().map(|key| key.id.clone());
-        let carrier = credential.as_ref().map(Credential::carrier);
-        let answerable = upgrade.check_answerable(carrier)?; // could we say yes                400
+        entry.trail.note("principal", || principal.to_string());
+        let carrier = credential.map(Credential::carrier);
+        let answerable = asks.upgrade().map(|upgrade| upgrade.check_answerable(carrier)).transpose()?; // 400
         let door = Door { name: &route.name, conditions: &route.conditions };
         let admission = admit(&door, principal, carrier, &parts.headers, caller, &self.counts)?; // 403 429 503
-        let claim = self.tunnels.seat(admission, applicant(entry, route))?; // on the list first  503
+        entry.trail.note("admission", || "the key opens this route, the origin may connect, and there is room".into());
+        let claim = self.tunnels.seat(admission, applicant(entry, route, asks))?; // on the list first  503
         let seat = claim.ask_again(|live| self.admits(live))?; // and asked once more           401 403 404
+        Ok((seat, answerable))
+    }
+
+    /// Lets in whoever may come in, if the service says yes.
+    pub(crate) async fn enter(
+        &self,
+        knock: Knock,
+        credential: Option<Credential>,
+        entry: &mut Entry,
+    ) -> Result<Done, Denial> {
+        let (seat, answerable) = self.let_in(&knock, credential.as_ref(), entry)?;
+        let Knock { rules, route, caller, parts, asks } = &knock;
         let principal = &seat.live().principal;
+        let (upgrade, answerable) = match (asks, answerable) {
+            (Asks::Tunnel(upgrade), Some(answerable)) => (upgrade, answerable),
+            (Asks::Page(plain), _) => {
+                let request = headers::plain_request(parts, &rules.routes, route, principal, caller, &entry.id);
+                return Forward::new(seat, request, *plain, route).map(|forward| Done::Forward(Box::new(forward))); // 413
+            }
+            (Asks::Tunnel(_), None) => return Err(Denial::bad_handshake("the request cannot be answered")),
+        };
         let request = headers::upstream_request(parts, upgrade, &rules.routes, route, principal, caller, &entry.id);
-        let patience = Patience { connect: route.timeouts.connect, handshake: route.timeouts.handshake };
-        let opened = match route.upstream.open(&seat, &request, upgrade, patience).await? {
+        let opened = match route.upstream.open(&seat, &request, upgrade, route.patience()).await? {
             upstream::Answer::Refused(refusal) => return Ok(Done::PassedThrough(refusal)), // their no   any
             upstream::Answer::Opened(opened) => opened, // their yes                            502 503 504
         };
@@ -193,61 +239,9 @@ impl Proxy {
         seat.opened(confirmed, subprotocol);
         self.metrics.opened(seat.live());
         log::opened(seat.live());
-        let start = Start { from_client: Vec::new(), from_upstream: opened.early, extensions };
-        let bounds = bounds(route);
-        Ok(Done::Opened(answer, Opened { seat, upstream: opened.stream, start, bounds }))
-    }
-
-    /// Completes the handshake of whoever is to prove itself by its first message. What needs no proof is looked at first.
-    fn ask(&self, mut knock: Knock, entry: &Entry) -> Result<Done, Denial> {
-        check_origin(knock.route.conditions.origins.as_deref(), &knock.parts.headers, None)?;
-        let wanted = knock.route.verifier.first_message().and_then(|first| first.subprotocol.clone());
-        knock.upgrade.narrow(wanted.as_deref())?;
-        if self.tunnels.is_draining() {
-            return Err(Denial::new(Reason::Draining, "this proxy is about to stop"));
-        }
-        let place = self.counts.wait_for(knock.rules.max_waiting).ok_or_else(|| {
-            Denial::new(Reason::AtCapacity, "all connections are in use").because("limits.max_waiting is reached")
-        })?;
-        let answer = handshake::switch(knock.upgrade.key(), wanted.as_deref(), &entry.id);
-        Ok(Done::Asked(answer, Box::new(knock), place))
-    }
-
-    /// The first message of a client that was asked for it: what the relay needs.
-    ///
-    /// # Errors
-    /// The Close frame that says why there is no tunnel. It is logged and counted.
-    pub async fn hear(&self, asked: Asked, first: First) -> Result<Opened, Vec<u8>> {
-        let Asked { knock, mut entry, _place } = asked;
-        let wanted = knock.route.verifier.first_message();
-        let credential = wanted.and_then(|wanted| wanted.read(&first.text));
-        let forwarded = wanted.filter(|wanted| wanted.forward).map(|_| frame::text(&first.text, random::bytes()));
-        match self.enter(knock, credential, &mut entry).await {
-            Ok(Done::Opened(_, mut opened)) => {
-                self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
-                opened.start.from_client = forwarded.unwrap_or_default();
-                opened.start.from_client.extend(first.rest);
-                Ok(opened)
-            }
-            Ok(Done::PassedThrough(refusal)) => {
-                let denial = Denial::new(Reason::UpstreamBadHandshake, "the service gave no valid answer");
-                Err(self.turn_away(&entry, &denial.because(format!("it answered {}", refusal.status.as_u16()))))
-            }
-            // Nothing else comes of entering.
-            Ok(Done::Asked(..) | Done::Served(_)) => Err(Vec::new()),
-            Err(denial) => Err(self.turn_away(&entry, &denial)),
-        }
-    }
-
-    /// The Close frame for a client that was asked and has not answered, or not as it should.
-    pub fn not_heard(&self, asked: &Asked, denial: &Denial) -> Vec<u8> {
-        self.turn_away(&asked.entry, denial)
-    }
-
-    fn turn_away(&self, entry: &Entry, denial: &Denial) -> Vec<u8> {
-        let code = denial.late_close_code();
-        self.count_refusal(entry, denial, Some(code));
-        frame::close(code, denial.reason.word(), None)
+        let watch = route.watch(seat.live().principal.key().and_then(|key| key.limits.as_deref()));
+        let start = Start { from_client: Vec::new(), from_upstream: opened.early, extensions, watch };
+        Ok(Done::Opened(answer, Opened { seat, upstream: opened.stream, start, bounds: route.bounds() }))
     }
 
     /// `burned`: where a ticket is used up by it.
@@ -321,34 +315,13 @@ impl Proxy {
     }
 }
 
-fn host(parts: &Parts) -> &str {
-    parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
-}
-
-fn find<'r>(rules: &'r Rules, parts: &Parts) -> Result<&'r Arc<Route>, Denial> {
-    rules.routes.find(host(parts), parts.uri.path()).map_err(|not_found| match not_found {
-        NotFound::NoRoute => Denial::new(Reason::NoRoute, "nothing is served here"),
-        NotFound::AmbiguousPath => Denial::new(Reason::AmbiguousPath, "this path could be read in more than one way"),
-    })
-}
-
-fn applicant(entry: &Entry, route: &Route) -> Applicant {
+fn applicant(entry: &Entry, route: &Route, asks: &Asks) -> Applicant {
     Applicant {
         id: entry.id.clone(),
         upstream: route.upstream.name.clone(),
         caller: entry.caller,
         origin: entry.origin.clone(),
-    }
-}
-
-/// A lifetime is cut by up to a tenth, so that tunnels that were opened together do not end together.
-fn bounds(route: &Route) -> Bounds {
-    let [byte] = random::bytes();
-    let cut = f64::from(byte) / 255.0 / 10.0;
-    Bounds {
-        idle: route.timeouts.idle,
-        until: route.timeouts.max_lifetime.map(|lifetime| Instant::now() + lifetime.mul_f64(1.0 - cut)),
-        half_close: route.timeouts.half_close,
+        kind: if asks.upgrade().is_some() { Kind::Tunnel } else { Kind::Http },
     }
 }
 

@@ -4,11 +4,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::admit::Conditions;
 use crate::auth::Verifier;
 use crate::fields::plain_name;
+use crate::random;
+use crate::relay::{Bounds, Pinging, Watch};
 use crate::template::HeaderTemplate;
-use crate::upstream::Upstream;
+use crate::traffic::Traffic;
+use crate::upstream::{Patience, Upstream};
 
 /// One route, compiled: what it takes, who may use it, and where it leads.
 #[derive(Debug)]
@@ -21,10 +26,37 @@ pub struct Route {
     pub hide_credentials: bool,
     pub on_failure: OnFailure,
     pub tickets: Option<Issue>,
+    pub http: Http,
     /// Identity and other headers that the upstream gets from us.
     pub headers: Vec<HeaderTemplate>,
     pub timeouts: Timeouts,
+    pub traffic: Traffic,
+    pub strict_frames: bool,
     pub upstream: Arc<Upstream>,
+}
+
+/// What becomes of a request that asks for no upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Http {
+    Refuse,
+    /// It goes to the upstream as well, after the same questions.
+    Forward {
+        /// Bytes.
+        max_request_body: u64,
+    },
+}
+
+impl Route {
+    /// What a tunnel of this route is watched for, and by the limits of its key.
+    pub fn watch(&self, of_key: Option<&Traffic>) -> Option<Box<Watch>> {
+        let timeout = self.timeouts.ping_timeout;
+        let watch = Watch {
+            ping: self.timeouts.ping_interval.map(|interval| Pinging { interval, timeout }),
+            traffic: of_key.map_or(self.traffic, |of_key| self.traffic.and(of_key)),
+            strict: self.strict_frames,
+        };
+        (watch != Watch::default()).then(|| Box::new(watch))
+    }
 }
 
 /// `None` means no limit.
@@ -37,6 +69,44 @@ pub struct Timeouts {
     pub max_lifetime: Option<Duration>,
     /// How long one direction may live without bytes after the other has ended.
     pub half_close: Duration,
+    /// How long a client may be silent before it is asked whether it is there, and how long it has to answer.
+    pub ping_interval: Option<Duration>,
+    pub ping_timeout: Duration,
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let host = match &self.host {
+            HostPattern::Any => "any host".to_owned(),
+            HostPattern::Exact(host) => format!("host {host}"),
+            HostPattern::Below(suffix) => format!("host *{suffix}"),
+        };
+        let path = match &self.path {
+            PathPattern::Any => "any path".to_owned(),
+            PathPattern::Exact(path) => format!("path {path}"),
+            PathPattern::Prefix(prefix) => format!("path {prefix}*"),
+        };
+        write!(f, "{} ({host}, {path}), which leads to {}", self.name, self.upstream.name)
+    }
+}
+
+impl Route {
+    /// How long its upstream may take.
+    pub fn patience(&self) -> Patience {
+        Patience { connect: self.timeouts.connect, handshake: self.timeouts.handshake }
+    }
+
+    /// When a tunnel that begins now is to end. A lifetime is cut by up to a tenth, so that tunnels that were opened
+    /// together do not end together.
+    pub fn bounds(&self) -> Bounds {
+        let [byte] = random::bytes();
+        let cut = f64::from(byte) / 255.0 / 10.0;
+        Bounds {
+            idle: self.timeouts.idle,
+            until: self.timeouts.max_lifetime.map(|lifetime| Instant::now() + lifetime.mul_f64(1.0 - cut)),
+            half_close: self.timeouts.half_close,
+        }
+    }
 }
 
 /// How a route issues tickets.
@@ -188,6 +258,13 @@ impl RouteTable {
             return Err(NotFound::AmbiguousPath);
         }
         self.doors.find(host, path).ok_or(NotFound::NoRoute)
+    }
+
+    /// Every route, in order of names.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let mut all: Vec<_> = self.by_name.values().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all.into_iter()
     }
 
     pub fn has_desks(&self) -> bool {

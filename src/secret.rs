@@ -18,6 +18,11 @@ impl Secret {
         Digest::of(&self.0)
     }
 
+    /// In bytes.
+    pub fn length(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

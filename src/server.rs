@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -14,15 +13,11 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::auth::ticket::Burned;
 use crate::config::Config;
 use crate::end::Cause;
-use crate::limit::Counts;
-use crate::metrics::Metrics;
 use crate::notify_socket::NotifySocket;
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
-use crate::tunnels::Tunnels;
 use crate::worker::{self, Workers};
 
 /// A proxy whose addresses are bound.
@@ -50,15 +45,7 @@ impl Server {
         let settings = config.settings.clone();
         let listeners = settings.listen.iter().map(|address| bind_shared(*address)).collect::<Result<_, _>>()?;
         let admin = settings.admin.map(|address| bind(address, "admin").and_then(TcpListener::from_std)).transpose()?;
-        let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::with_room(room_for_connections())));
-        counts.set_limits(config.rules.limits);
-        let proxy = Arc::new(Proxy {
-            metrics: Metrics::new(tunnels.clone(), counts.clone()),
-            rules: ArcSwap::from_pointee(config.rules),
-            tunnels,
-            counts,
-            burned: Burned::default(),
-        });
+        let proxy = Arc::new(Proxy::new(config.rules, room_for_connections()));
         let notify = Arc::new(NotifySocket::from_environment());
         let mut reloader = Reloader::new(path, settings, config.sources, proxy.clone(), notify.clone());
         reloader.warn(&config.warnings);

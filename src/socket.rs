@@ -1,38 +1,32 @@
 //! A TCP socket that is tried before it is waited for: most handshakes and refusals find their bytes there, and need no
 //! place in the runtime's event queue until the tunnel stands, or at all.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{self, IpAddr, SocketAddr};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::task::coop::poll_proceed;
+
+use crate::queue::{Side, Ticket};
 
 /// A non-blocking socket, connected or about to be.
 #[derive(Debug)]
 pub struct Socket {
-    state: State,
+    stream: TcpStream,
+    /// Its place in the event queue of its worker, once somebody had to wait for it.
+    ticket: Option<Ticket>,
     /// The other end is on this machine.
     is_local: bool,
 }
 
-#[derive(Debug)]
-enum State {
-    /// Nobody waits for it.
-    Loose(net::TcpStream),
-    /// The runtime says when it can be read or written.
-    Queued(TcpStream),
-    /// It could not be queued.
-    Lost,
-}
-
 impl Socket {
     /// Takes over a socket that must be non-blocking.
-    pub fn new(stream: net::TcpStream, peer: IpAddr) -> Self {
-        Self { state: State::Loose(stream), is_local: peer.to_canonical().is_loopback() }
+    pub fn new(stream: TcpStream, peer: IpAddr) -> Self {
+        Self { stream, ticket: None, is_local: peer.to_canonical().is_loopback() }
     }
 
     /// Begins to connect. The first write waits until that is done, or fails with the reason why it cannot be.
@@ -48,49 +42,65 @@ impl Socket {
         }
     }
 
-    /// What is there already: `None` if nothing is, and with it nothing was tried.
+    /// What is there already: `None` if nothing is.
     pub fn read_now(&mut self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
-        let State::Loose(stream) = &mut self.state else { return None };
-        match stream.read(buffer) {
-            Err(error) if is_not_yet(&error) => None,
+        match self.stream.read(buffer) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => None,
             done => Some(done),
-        }
-    }
-
-    /// Gives it a place in the event queue of the runtime that this is called on.
-    fn queued(&mut self) -> io::Result<&mut TcpStream> {
-        if let State::Loose(_) = &self.state
-            && let State::Loose(stream) = std::mem::replace(&mut self.state, State::Lost)
-        {
-            self.state = State::Queued(TcpStream::from_std(stream)?);
-        }
-        match &mut self.state {
-            State::Queued(stream) => Ok(stream),
-            State::Loose(_) | State::Lost => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
     /// Returns when the other side has closed, or is lost. Never, once it has sent something that was not read.
     pub async fn hung_up(&mut self) {
         let gone = std::future::poll_fn(|cx| {
-            let Ok(stream) = self.queued() else { return Poll::Ready(true) };
-            let mut byte = [0];
-            stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(|peeked| !peeked.is_ok_and(|count| count > 0))
+            ready!(self.poll_wait(cx, Side::Read))?;
+            self.poll_try(cx, Side::Read, |stream| stream.peek(&mut [0]))
         });
-        if !gone.await {
+        if gone.await.is_ok_and(|count| count > 0) {
             std::future::pending::<()>().await;
         }
     }
 
     /// Has TCP look after a peer that could vanish without a word. On this machine none can: its kernel closes for it.
     pub fn ask_after(&self, idle: Duration) {
-        let socket = match &self.state {
-            State::Loose(stream) => socket2::SockRef::from(stream),
-            State::Queued(stream) => socket2::SockRef::from(stream),
-            State::Lost => return,
-        };
         if !self.is_local {
-            let _ = socket.set_tcp_keepalive(&keepalive(idle));
+            let _ = socket2::SockRef::from(&self.stream).set_tcp_keepalive(&keepalive(idle));
+        }
+    }
+
+    /// Waits until a try is worth it. Gives the socket its place in the queue, and then it is not before that says so.
+    fn poll_wait(&mut self, cx: &Context<'_>, side: Side) -> Poll<io::Result<()>> {
+        let ticket = match &self.ticket {
+            Some(ticket) => ticket,
+            None => self.ticket.insert(Ticket::new(&self.stream, side)?),
+        };
+        ticket.poll(side, cx)
+    }
+
+    fn poll_try<T>(
+        &mut self,
+        cx: &Context<'_>,
+        side: Side,
+        mut attempt: impl FnMut(&mut TcpStream) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            match attempt(&mut self.stream) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if let Some(ticket) = &self.ticket {
+                        ticket.in_vain(side);
+                    }
+                    ready!(self.poll_wait(cx, side))?;
+                }
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    /// Less than there was room for: that was all.
+    fn note(&self, side: Side, count: usize, room: usize) {
+        if let Some(ticket) = self.ticket.as_ref().filter(|_| 0 < count && count < room) {
+            ticket.spent(side);
         }
     }
 }
@@ -100,37 +110,117 @@ pub fn keepalive(idle: Duration) -> TcpKeepalive {
     TcpKeepalive::new().with_time(idle).with_interval(Duration::from_secs(15)).with_retries(4)
 }
 
-fn is_not_yet(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.queued()?).poll_read(cx, buffer)
+        // A peer that never pauses must not hold the thread: whoever reads in a loop is made to wait now and then.
+        let turn = ready!(poll_proceed(cx));
+        ready!(self.poll_wait(cx, Side::Read))?;
+        let unfilled = buffer.initialize_unfilled();
+        let count = ready!(self.poll_try(cx, Side::Read, |stream| stream.read(unfilled)))?;
+        turn.made_progress();
+        self.note(Side::Read, count, unfilled.len());
+        buffer.advance(count);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let State::Loose(stream) = &mut self.state {
-            match stream.write(bytes) {
-                Err(error) if is_not_yet(&error) => {}
-                done => return Poll::Ready(done),
-            }
+        let turn = ready!(poll_proceed(cx));
+        if self.ticket.is_some() {
+            ready!(self.poll_wait(cx, Side::Write))?;
         }
-        Pin::new(self.queued()?).poll_write(cx, bytes)
+        let count = ready!(self.poll_try(cx, Side::Write, |stream| stream.write(bytes)))?;
+        turn.made_progress();
+        self.note(Side::Write, count, bytes.len());
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let State::Loose(stream) = &self.state {
-            return Poll::Ready(stream.shutdown(net::Shutdown::Write));
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.stream.shutdown(Shutdown::Write))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::{JoinSet, yield_now};
+
+    use super::*;
+    use crate::queue;
+
+    /// A socket of ours, and its other end.
+    fn pair() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, from) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (Socket::new(stream, from.ip()), other)
+    }
+
+    /// Polls a future once, in vain, does something, and awaits it.
+    async fn waits_for<T>(future: impl Future<Output = T>, news: impl FnOnce()) -> T {
+        let mut future = std::pin::pin!(future);
+        let polled = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await;
+        assert!(polled, "there was nothing to wait for");
+        yield_now().await;
+        news();
+        tokio::time::timeout(Duration::from_secs(5), future).await.expect("nobody was woken")
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken() {
+        let mut serving = JoinSet::new();
+        serving.spawn(queue::serve());
+        let (mut socket, mut other) = pair();
+        let mut buffer = [0; 8];
+        for _ in 0..3 {
+            let count = waits_for(socket.read(&mut buffer), || other.write_all(b"some").unwrap()).await;
+            assert_eq!(count.unwrap(), 4);
         }
-        let stream = self.queued()?;
-        ready!(Pin::new(stream).poll_shutdown(cx))?;
-        Poll::Ready(Ok(()))
+        let large = vec![0; 16 << 20];
+        let mut reading = other.try_clone().unwrap();
+        let read = move || {
+            std::thread::spawn(move || while reading.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {});
+        };
+        waits_for(socket.write_all(&large), read).await.unwrap();
+        waits_for(socket.hung_up(), || other.shutdown(Shutdown::Both).unwrap()).await;
+    }
+
+    /// A place that was given back is given out again, and nothing of who had it is left there.
+    #[tokio::test]
+    async fn a_place_is_for_one_at_a_time() {
+        let mut serving = JoinSet::new();
+        serving.spawn(queue::serve());
+        for _ in 0..3 {
+            let (mut socket, other) = pair();
+            let count = waits_for(socket.read(&mut [0; 8]), || other.shutdown(Shutdown::Write).unwrap()).await;
+            assert_eq!(count.unwrap(), 0);
+        }
+        let (mut socket, mut other) = pair();
+        let count = waits_for(socket.read(&mut [0; 8]), || other.write_all(b"some").unwrap()).await;
+        assert_eq!(count.unwrap(), 4);
+    }
+
+    /// The end of the stream can come together with the last bytes, and is told of once.
+    #[tokio::test]
+    async fn an_end_behind_few_bytes_is_seen() {
+        let mut serving = JoinSet::new();
+        serving.spawn(queue::serve());
+        let (mut socket, mut other) = pair();
+        let mut buffer = [0; 8];
+        let news = || {
+            other.write_all(b"last").unwrap();
+            other.shutdown(Shutdown::Write).unwrap();
+        };
+        assert_eq!(waits_for(socket.read(&mut buffer), news).await.unwrap(), 4);
+        let end = tokio::time::timeout(Duration::from_secs(5), socket.read(&mut buffer)).await;
+        assert_eq!(end.expect("nobody told of the end").unwrap(), 0);
     }
 }

@@ -38,9 +38,27 @@ pub struct Live {
     pub principal: Principal,
     pub caller: IpAddr,
     pub origin: Option<Box<str>>,
+    pub kind: Kind,
     pub control: Control,
     opened: OnceLock<Opening>,
     closed: AtomicBool,
+}
+
+/// What goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Tunnel,
+    /// One plain request and its answer.
+    Http,
+}
+
+impl Kind {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Http => "http",
+        }
+    }
 }
 
 /// What is known as soon as both sides have said yes.
@@ -57,6 +75,7 @@ pub struct Applicant {
     pub upstream: Arc<str>,
     pub caller: IpAddr,
     pub origin: Option<Box<str>>,
+    pub kind: Kind,
 }
 
 /// A place on the list. Whoever holds one was admitted, and is ended with everybody else.
@@ -100,6 +119,7 @@ impl Tunnels {
             upstream: applicant.upstream,
             caller: applicant.caller,
             origin: applicant.origin,
+            kind: applicant.kind,
             control: Control::new(principal.valid_until()),
             principal,
             opened: OnceLock::new(),
@@ -280,6 +300,7 @@ mod tests {
             expires_at: None,
             disabled: false,
             max_connections: None,
+            limits: None,
             attributes: Box::default(),
         };
         keys.add(&key, &[(Digest::of(b"secret"), None)]).unwrap();
@@ -298,7 +319,13 @@ mod tests {
         let door = Door { name: &name, conditions: &conditions };
         let counts = Arc::new(Counts::default());
         let admission = admit(&door, principal, None, &parts.headers, &caller, &counts).unwrap();
-        let applicant = Applicant { id: "1".into(), upstream: "u".into(), caller: caller.address, origin: None };
+        let applicant = Applicant {
+            id: "1".into(),
+            upstream: "u".into(),
+            caller: caller.address,
+            origin: None,
+            kind: Kind::Tunnel,
+        };
         tunnels.seat(admission, applicant).unwrap()
     }
 

@@ -113,7 +113,19 @@ impl Upstream {
     }
 }
 
-fn late(cause: &'static str) -> Denial {
+impl Upstream {
+    /// A fresh connection, on which nothing was sent yet. Wants a seat like [`Upstream::open`].
+    ///
+    /// # Errors
+    /// 502 `upstream_unreachable`, 503 `at_capacity`, 504.
+    pub async fn connect(&self, _seat: &Seat, patience: Patience) -> Result<Stream, Denial> {
+        let dial = timeout(patience.connect.min(patience.handshake), self.endpoint.dial(b""));
+        let dialled = dial.await.map_err(|_| late("no connection in time"))?;
+        dialled.map(|(stream, _)| stream).map_err(|error| unreachable(&error))
+    }
+}
+
+pub fn late(cause: &'static str) -> Denial {
     Denial::new(Reason::UpstreamTimeout, "the service did not answer in time").because(cause)
 }
 
@@ -132,7 +144,7 @@ fn cannot_send(error: &io::Error) -> Denial {
     broken(format!("cannot send to it: {error}"))
 }
 
-fn broken(cause: impl AsRef<str>) -> Denial {
+pub fn broken(cause: impl AsRef<str>) -> Denial {
     Denial::new(Reason::UpstreamBadHandshake, "the service gave no valid answer").because(cause.as_ref().to_owned())
 }
 

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::desk::{Arrival, Desks, desks};
 use crate::proxy::Proxy;
-use crate::{listener, log};
+use crate::{listener, log, queue};
 
 /// The threads of this process that serve connections.
 pub struct Workers {
@@ -108,6 +108,8 @@ async fn work(
 ) {
     let mut scribe = JoinSet::new();
     scribe.spawn(log::keep_lines_together());
+    let mut queue = JoinSet::new();
+    queue.spawn(queue::serve());
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let (desks, door) = (desks.clone(), door.clone());
@@ -125,6 +127,7 @@ async fn work(
                 _ => return,
             },
             Some(_) = accepting.join_next() => return,
+            Some(_) = queue.join_next() => return,
         }
     }
     accepting.shutdown().await;
@@ -132,6 +135,7 @@ async fn work(
         tokio::select! {
             Some(arrival) = arrivals.recv() => arrival.begin(),
             _ = told.wait_for(|stage| *stage == Stage::Stop) => return,
+            Some(_) = queue.join_next() => return,
         }
     }
 }

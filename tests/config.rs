@@ -215,7 +215,7 @@ fn table(section: &'static Section, path: &str, into: &mut BTreeMap<String, &'st
         match field.below {
             Below::Section(below) => table(below, &format!("{path}."), into),
             Below::Named(Below::Section(below)) => table(below, &format!("{path}.NAME."), into),
-            Below::Named(_) | Below::Texts { .. } | Below::Value => {}
+            Below::Named(_) | Below::EachWay(_) | Below::Texts { .. } | Below::Value => {}
         }
         assert!(into.insert(path, field.default).is_none());
     }

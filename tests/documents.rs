@@ -70,7 +70,7 @@ fn the_yaml_of_every_document_loads() {
     let of = |name: &&'static str| {
         blocks(&read(name), "yaml").into_iter().map(move |yaml| (*name, yaml)).collect::<Vec<_>>()
     };
-    let examples: Vec<(&str, String)> = DOCUMENTS.iter().flat_map(|name| of(&name)).collect();
+    let examples: Vec<(&str, String)> = DOCUMENTS.iter().flat_map(of).collect();
     assert!(examples.len() >= 14, "only {} YAML blocks seen", examples.len());
     let scratch = tempfile::tempdir().unwrap();
     for (name, example) in examples {

@@ -8,6 +8,7 @@ use hashbrown::HashTable;
 
 use crate::clock::UnixTime;
 use crate::secret::Digest;
+use crate::traffic::Traffic;
 
 /// One key of the file. Its secrets are kept apart, in [`Keys`], because they are what is looked up.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub struct Key {
     pub expires_at: Option<UnixTime>,
     pub disabled: bool,
     pub max_connections: Option<u32>,
+    /// Of each tunnel that it opens.
+    pub limits: Option<Arc<Traffic>>,
     pub attributes: Box<[(Box<str>, Box<str>)]>,
 }
 
@@ -92,6 +95,9 @@ pub struct Keys {
     /// Lists of routes, each once.
     scopes: Vec<Arc<[Arc<str>]>>,
     scope_numbers: HashMap<Arc<[Arc<str>]>, u32>,
+    /// Limits of tunnels, each once.
+    limits: Vec<Arc<Traffic>>,
+    limit_numbers: HashMap<Arc<Traffic>, u32>,
 }
 
 struct Secret {
@@ -118,6 +124,8 @@ struct Rest {
     routes: Option<u32>,
     max_connections: Option<u32>,
     disabled: bool,
+    /// In `limits`, or none.
+    limits: u32,
     /// In `lengths`: the first, and how many.
     attributes: (u32, u32),
 }
@@ -128,6 +136,7 @@ const NOTHING: Rest = Rest {
     routes: None,
     max_connections: None,
     disabled: false,
+    limits: NONE,
     attributes: (0, 0),
 };
 
@@ -144,6 +153,8 @@ impl Default for Keys {
             lengths: Vec::new(),
             scopes: Vec::new(),
             scope_numbers: HashMap::new(),
+            limits: Vec::new(),
+            limit_numbers: HashMap::new(),
         }
     }
 }
@@ -218,6 +229,7 @@ impl Keys {
             routes: key.routes.as_ref().map(|routes| self.scope(routes)),
             max_connections: key.max_connections,
             disabled: key.disabled,
+            limits: key.limits.as_ref().map_or(NONE, |limits| self.limits(limits)),
             attributes: if key.attributes.is_empty() { (0, 0) } else { (first, number(key.attributes.len())) },
         };
         if rest == NOTHING {
@@ -236,6 +248,16 @@ impl Keys {
         let new = number(self.scopes.len());
         self.scopes.push(routes.clone());
         self.scope_numbers.insert(routes.clone(), new);
+        new
+    }
+
+    fn limits(&mut self, limits: &Arc<Traffic>) -> u32 {
+        if let Some(known) = self.limit_numbers.get(limits) {
+            return *known;
+        }
+        let new = number(self.limits.len());
+        self.limits.push(limits.clone());
+        self.limit_numbers.insert(limits.clone(), new);
         new
     }
 
@@ -311,6 +333,7 @@ impl Keys {
             expires_at: rest.expires_at,
             disabled: rest.disabled,
             max_connections: rest.max_connections,
+            limits: self.limits.get(rest.limits as usize).cloned(),
             attributes: lengths.iter().map(|(name, value)| (text(*name), text(*value))).collect(),
         }
     }
@@ -347,6 +370,7 @@ impl Seed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::traffic::Flow;
 
     fn key(id: &str) -> Key {
         Key {
@@ -356,8 +380,14 @@ mod tests {
             expires_at: None,
             disabled: false,
             max_connections: None,
+            limits: None,
             attributes: Box::default(),
         }
+    }
+
+    fn at_most(bytes: u64) -> Option<Arc<Traffic>> {
+        let flow = Flow { max_message: Some(bytes), ..Flow::default() };
+        Some(Arc::new(Traffic { up: flow, down: flow }))
     }
 
     #[test]
@@ -403,6 +433,9 @@ mod tests {
             Key { routes: scope(&["a", "b"]), max_connections: Some(7), ..key("limited") },
             Key { expires_at: Some(UnixTime(9)), attributes: attributes(&[("a", "b")]), ..key("dated") },
             key("another"),
+            Key { limits: at_most(1), ..key("narrow") },
+            Key { limits: at_most(2), ..key("wider") },
+            Key { limits: at_most(1), ..key("narrow too") },
             Key { disabled: true, not_before: Some(UnixTime(1)), ..key("off") },
         ];
         let digest = |key: &Key| Digest::of(key.id.as_bytes());
@@ -418,6 +451,7 @@ mod tests {
             assert!(Arc::ptr_eq(found.key(), found.key()), "one for all who ask");
         }
         assert_eq!(keys.ids().collect::<Vec<_>>(), all.iter().map(|key| &*key.id).collect::<Vec<_>>());
-        assert_eq!(keys.scopes.len(), 2);
+        assert_eq!((keys.scopes.len(), keys.limits.len()), (2, 2));
+        assert_eq!(size_of::<Rest>(), 64, "there may be a million of them");
     }
 }

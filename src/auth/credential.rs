@@ -74,6 +74,8 @@ impl Encoding {
 #[derive(Debug)]
 pub struct Credential {
     kind: Kind,
+    /// Which of the route's places it was in.
+    place: usize,
     secret: Secret,
     user: Option<Zeroizing<String>>,
     carrier: Carrier,
@@ -96,7 +98,12 @@ pub enum Carrier {
 
 impl Credential {
     pub fn new(secret: Secret, carrier: Carrier) -> Self {
-        Self { kind: Kind::Key, secret, user: None, carrier }
+        Self { kind: Kind::Key, place: usize::MAX, secret, user: None, carrier }
+    }
+
+    /// The index of the place it was in; beyond all of them for one that was not in the request.
+    pub fn place(&self) -> usize {
+        self.place
     }
 
     pub fn kind(&self) -> Kind {
@@ -140,7 +147,7 @@ pub fn take(
     hide: bool,
 ) -> Result<Option<Credential>, Denial> {
     let mut found = None;
-    for (place, kind) in places {
+    for (index, (place, kind)) in places.iter().enumerate() {
         let taken = match place {
             Place::Header(name) => from_header(parts, name, hide)?,
             Place::Bearer => from_authorization(parts, "bearer", hide)?
@@ -152,7 +159,7 @@ pub fn take(
         };
         match (&found, taken) {
             (Some(_), Some(_)) => return Err(conflict()),
-            (None, Some(taken)) => found = Some(taken.of_kind(*kind)),
+            (None, Some(taken)) => found = Some(Credential { place: index, ..taken.of_kind(*kind) }),
             (_, None) => {}
         }
     }

@@ -48,6 +48,19 @@ enum Who {
     Key { key: Arc<Key>, secret: Digest, valid_until: Option<UnixTime> },
 }
 
+impl std::fmt::Display for Principal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Who::Anyone => f.write_str("anyone: this route is open (auth: none)"),
+            Who::Key { key, valid_until: Some(UnixTime(until)), .. } => {
+                let until = jiff::Timestamp::from_second(*until).unwrap_or(jiff::Timestamp::MAX);
+                write!(f, "the key {}, until {until}", key.id)
+            }
+            Who::Key { key, .. } => write!(f, "the key {}", key.id),
+        }
+    }
+}
+
 impl Principal {
     fn of(found: Found<'_>, secret: Digest) -> Self {
         Self(Who::Key { key: found.key().clone(), secret, valid_until: found.valid_until })
@@ -107,6 +120,17 @@ impl Verifier {
         }
     }
 
+    /// Where it found a credential, for people: never the credential.
+    pub fn describe(&self, credential: &Credential) -> String {
+        let what = match credential.kind() {
+            Kind::Key => "a key",
+            Kind::Ticket => "a ticket",
+        };
+        let place = self.places().get(credential.place());
+        let place = place.map_or("the first message".into(), |(place, kind)| credential::describe(place, *kind));
+        format!("{what} of {} characters, as {place}", credential.secret().length())
+    }
+
     pub fn first_message(&self) -> Option<&FirstMessage> {
         match self {
             Self::Open => None,
@@ -135,7 +159,7 @@ impl Verifier {
     /// Whether a backend might read a header of this name (`plain`: as such backends read it) as one that a credential of
     /// this route stands in, although it is another one.
     pub fn has_alias(&self, name: &str, plain: &str) -> bool {
-        let stands_for = |wanted: &str| wanted != name && plain_name(wanted) == plain;
+        let stands_for = |wanted: &str| wanted.len() == plain.len() && wanted != name && plain_name(wanted) == plain;
         self.places().iter().any(|(place, _)| match place {
             Place::Header(wanted) => stands_for(wanted.as_str()),
             Place::Bearer | Place::Basic => stands_for("authorization"),

@@ -1,12 +1,33 @@
 //! `wsbouncer check`: reads a file as `serve` would, and says all that is wrong with it.
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use super::{print, remark};
+use serde_json::json;
+
+use super::{CheckArgs, OutputFormat, print, remark};
 use crate::config;
 
-pub fn run(file: &Path) -> ExitCode {
+pub fn run(args: &CheckArgs) -> ExitCode {
+    match args.format {
+        OutputFormat::Human => for_people(args),
+        OutputFormat::Json => for_machines(args),
+    }
+}
+
+fn for_machines(args: &CheckArgs) -> ExitCode {
+    let (report, status) = match config::load(&args.file) {
+        Ok(config) => {
+            let (routes, keys) = (config.rules.routes.len(), config.rules.keys.len());
+            let warnings = config.warnings.as_json();
+            (json!({ "ok": true, "routes": routes, "keys": keys, "problems": [], "warnings": warnings }), 0)
+        }
+        Err(problems) => (json!({ "ok": false, "problems": problems.as_json(), "warnings": [] }), 2),
+    };
+    if print(&format!("{report}\n")).is_err() { ExitCode::FAILURE } else { ExitCode::from(status) }
+}
+
+fn for_people(args: &CheckArgs) -> ExitCode {
+    let file = &args.file;
     match config::load(file) {
         Ok(config) => {
             if !config.warnings.is_empty() {

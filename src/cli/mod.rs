@@ -3,15 +3,21 @@
 pub mod check;
 pub mod demo;
 mod echo;
+pub mod explain;
+mod help;
 pub mod key;
 pub mod probe;
+mod request;
+pub mod schema;
 
 use std::fmt;
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use self::help::{CHECK, DEMO, EXPLAIN, KEY_HASH, KEY_NEW, OVERVIEW, PROBE, SCHEMA, SEE_HELP, SERVE};
 
 /// A reverse proxy that authenticates WebSocket upgrades.
 ///
@@ -46,6 +52,14 @@ pub enum Command {
     #[command(after_long_help = CHECK)]
     Check(CheckArgs),
 
+    /// Say what would become of a request, step by step, and what would let it in.
+    ///
+    /// Walks one request through a file, offline, by the very code that decides in the proxy. Nothing is dialled and
+    /// nothing is logged. Secrets are not printed. The request is described by flags, pasted as it was sent, or taken
+    /// out of a curl command.
+    #[command(after_long_help = EXPLAIN)]
+    Explain(ExplainArgs),
+
     /// Make a key, or the digest of a secret that you have.
     #[command(subcommand, arg_required_else_help = true)]
     Key(KeyCommand),
@@ -56,6 +70,12 @@ pub enum Command {
     /// check of a container. Connecting may take 2 seconds, the whole of it 5.
     #[command(after_long_help = PROBE)]
     Probe(ProbeArgs),
+
+    /// Print a JSON Schema of the YAML file, with which an editor completes it and marks mistakes.
+    ///
+    /// Names and forms, and what the reference says of each field. What does not fit together is for `check` to say.
+    #[command(after_long_help = SCHEMA)]
+    Schema,
 
     /// Try it: the real proxy, a built-in echo service behind it, and lines to paste.
     ///
@@ -98,6 +118,63 @@ pub struct CheckArgs {
     /// The YAML file
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+
+    /// Lines for people on stderr, or one JSON object on stdout
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub format: OutputFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The YAML file
+    #[arg(short, long, value_name = "FILE", env = "WSBOUNCER_CONFIG")]
+    pub config: PathBuf,
+
+    /// Where the client dials: ws://HOST/PATH
+    #[arg(long, value_name = "URL", required_unless_present_any = ["request", "curl"])]
+    pub url: Option<String>,
+
+    /// A header, as "Name: value"; may be given several times
+    #[arg(short = 'H', long, value_name = "HEADER", requires = "url")]
+    pub header: Vec<String>,
+
+    /// A subprotocol that is offered, in order; may be given several times
+    #[arg(long, value_name = "ITEM", requires = "url")]
+    pub subprotocol: Vec<String>,
+
+    /// The Origin that a browser would send
+    #[arg(long, value_name = "ORIGIN", requires = "url")]
+    pub origin: Option<String>,
+
+    /// The method, where it is not GET
+    #[arg(long, value_name = "METHOD", requires = "url")]
+    pub method: Option<String>,
+
+    /// A plain HTTP request rather than a WebSocket handshake
+    #[arg(long, requires = "url")]
+    pub plain: bool,
+
+    /// A file with the request's head as it was sent; - for stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "curl"])]
+    pub request: Option<PathBuf>,
+
+    /// A curl command, in quotes
+    #[arg(long, value_name = "COMMAND", conflicts_with = "url")]
+    pub curl: Option<String>,
+
+    /// The address that the client connects from
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub from: IpAddr,
+
+    /// Lines for people, or one JSON object
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub format: OutputFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    Human,
+    Json,
 }
 
 #[derive(Debug, Args)]
@@ -187,136 +264,6 @@ fn remark(text: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-const SEE_HELP: &str = "`wsbouncer --help` and `wsbouncer COMMAND --help` explain more, with examples.";
-
-const OVERVIEW: &str = "\
-Examples:
-  See it work, with nothing else installed:
-    wsbouncer demo
-
-  Protect a service that listens on 127.0.0.1:9000:
-    printf '%s\\n' 'listen: 127.0.0.1:8080' 'upstream: ws://127.0.0.1:9000' \\
-      'keys:' '- { id: me, secret: test_api_key }' > wsbouncer.yaml
-    wsbouncer check wsbouncer.yaml
-    wsbouncer serve --config wsbouncer.yaml
-
-  Replace that plain secret by a real key, in the file, while it runs:
-    wsbouncer key new --id me
-
-Environment:
-  WSBOUNCER_CONFIG        the file, for `serve`
-  WSBOUNCER_LOG           the log level, for `serve` and `demo`
-  WSBOUNCER_LOG_FORMAT    human or json, for `serve` and `demo`
-  A flag wins over its variable.
-
-Exit codes:
-  0  done (`probe`: ready; `check`: no fault; `serve`, `demo`: told to stop)
-  1  cannot run (a port is taken, no answer, stdout is closed)
-  2  the YAML file has a fault, or the command line has
-
-Commands print their result to stdout, all else to stderr.
-`wsbouncer COMMAND --help` explains each command.";
-
-const SERVE: &str = "\
-Examples:
-  wsbouncer serve --config wsbouncer.yaml
-  WSBOUNCER_CONFIG=wsbouncer.yaml WSBOUNCER_LOG_FORMAT=json wsbouncer serve
-
-  The smallest useful file: one route that takes every host and path, one key.
-    listen: 127.0.0.1:8080
-    upstream: ws://127.0.0.1:9000
-    keys:
-      - { id: me, secret: test_api_key }
-
-Signals:
-  SIGHUP           read the file again now
-  SIGTERM, SIGINT  drain: stop accepting, close the connections spread over a
-                   while (`drain` in the file), exit 0; a second one: at once
-
-Exit codes:
-  0  told to stop, and stopped
-  1  cannot run, such as when a port is taken
-  2  the file has a fault (all of them are printed), or the command line has
-
-The log goes to stderr. The line `listening` says which addresses are open.";
-
-const CHECK: &str = "\
-Examples:
-  wsbouncer check wsbouncer.yaml
-
-Exit codes:
-  0  the file is good, perhaps with warnings
-  2  the file has a fault, or cannot be read";
-
-const KEY_NEW: &str = "\
-Examples:
-  wsbouncer key new --id dashboard
-
-Output:
-  stdout: the key, an empty line, and the lines for the YAML file; they go under
-  `keys:`, or into a file that `key_files` names. To rotate a key that exists, add
-  only the new `- sha256:` line to its `secrets:`; both work until the old one is
-  taken out.
-
-The key:
-  wsb_ + 30 random characters (178 bits, from the system's generator) + 6 characters
-  of checksum, each one of 0-9 A-Z a-z: fit for a header, for a WebSocket subprotocol
-  and for a URL. For secret scanners:  \\bwsb_[0-9A-Za-z]{36}\\b
-  The checksum is the CRC-32 (that of zlib) of the 34 characters before it, as a
-  number in base 62, digits in the order above, zeros in front.
-
-Exit codes:
-  0  printed
-  1  the key could not be made or printed
-  2  the command line has a fault";
-
-const KEY_HASH: &str = "\
-Examples:
-  printf '%s\\n' \"$OLD_KEY\" | wsbouncer key hash
-  wsbouncer key hash < secret.txt
-
-Output:
-  One line, sha256: and 64 hexadecimal digits in quotes, for the `secrets:` of a key.
-
-Exit codes:
-  0  printed
-  1  no secret was read: nothing there, or more than one line";
-
-const PROBE: &str = "\
-Examples:
-  wsbouncer probe
-  wsbouncer probe http://127.0.0.1:9901/healthz
-
-  In a Dockerfile:
-    HEALTHCHECK CMD [\"/wsbouncer\", \"probe\"]
-
-Output:
-  The status line and the body of the answer: on stdout when the status is 200,
-  on stderr otherwise.
-
-Exit codes:
-  0  the answer was 200
-  1  another status, no answer, or none in time
-  2  the URL has a fault";
-
-const DEMO: &str = "\
-Examples:
-  wsbouncer demo
-  wsbouncer demo --listen 127.0.0.1:0
-  WSBOUNCER_LOG=debug wsbouncer demo
-
-Signals:
-  SIGHUP           read the file again now
-  SIGTERM, SIGINT  close the connections, remove the directory, exit 0
-
-Exit codes:
-  0  told to stop, and stopped
-  1  cannot run, such as when the port is taken
-  2  the command line has a fault
-
-What to paste goes to stdout, the log of the proxy to stderr. Anyone who has the key
-and reaches the address can talk to the echo service, and to nothing else.";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,7 +277,7 @@ mod tests {
     /// clap wraps longer lines where it likes, and an example that is broken in two cannot be pasted.
     #[test]
     fn help_fits_a_terminal() {
-        for text in [OVERVIEW, SERVE, CHECK, KEY_NEW, KEY_HASH, PROBE, DEMO] {
+        for text in [OVERVIEW, SERVE, CHECK, EXPLAIN, KEY_NEW, KEY_HASH, PROBE, SCHEMA, DEMO] {
             for line in text.lines() {
                 assert!(line.len() <= 88, "{} characters: {line}", line.len());
             }

@@ -206,8 +206,11 @@ fn one_route(
         hide_credentials: route.hide_credentials,
         on_failure: route.on_failure,
         tickets: route.tickets.map(|issue| compiled_issue(issue, ttl)),
+        http: route.http,
         headers,
         timeouts: route.timeouts,
+        traffic: route.traffic,
+        strict_frames: route.strict_frames,
         upstream,
     })
 }

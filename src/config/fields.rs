@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::problem::{Faults, HIDDEN, Path, Wrong, is_name, nearest};
-use super::schema::{Field, Section};
+use super::schema::{Below, Field, Section};
 use super::value;
 use super::yaml::Node;
 
@@ -145,6 +145,32 @@ impl<'n, 'p> Fields<'n, 'p> {
     pub fn count_or_default(&self, name: &'static str, faults: &mut Faults) -> u32 {
         let found = self.count(name, faults);
         found.unwrap_or_else(|| self.field(name).default.parse().expect("defaults of the table can be read"))
+    }
+
+    /// One value for both directions, from the client and to it, or a map with `up` and `down`.
+    pub fn each_way<T: Copy>(
+        &self,
+        name: &'static str,
+        faults: &mut Faults,
+        read: impl Fn(&Fields<'_, '_>, &'static str, &mut Faults) -> Option<T>,
+    ) -> [Option<T>; 2] {
+        let Below::EachWay(section) = self.field(name).below else { return [None; 2] };
+        match self.get(name) {
+            Some(node @ Node::Map(_)) => {
+                let path = self.at.field(name);
+                let Some(both) = Fields::open(node, section, &path, faults) else { return [None; 2] };
+                if both.clean && both.map.is_empty() {
+                    faults.value(&path, Wrong::new("this names no direction").hint("write { up: ..., down: ... }"));
+                }
+                [read(&both, "up", faults), read(&both, "down", faults)]
+            }
+            _ => [read(self, name, faults); 2],
+        }
+    }
+
+    /// Whether such a field tells directions apart.
+    pub fn is_each_way(&self, name: &'static str) -> bool {
+        matches!(self.get(name), Some(Node::Map(_)))
     }
 
     /// A list; `each` sees every item with its path.

@@ -122,6 +122,7 @@ impl<'d> Keyring<'d> {
             expires_at: key.expires_at,
             disabled: key.disabled,
             max_connections: key.max_connections,
+            limits: key.limits.map(Arc::from),
             attributes: key.attributes.into(),
         };
         match self.keys.add(&compiled, &digests) {

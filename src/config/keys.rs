@@ -3,7 +3,8 @@
 use super::fields::{Fields, mismatch, parsed};
 use super::problem::{Faults, HIDDEN, Path, Wrong, holds_key};
 use super::schema::{self, From, Key, KeySecret};
-use super::value::{self, Digest, Secret};
+use super::traffic;
+use super::value::{self, Digest, Secret, Traffic};
 use super::yaml::Node;
 
 /// Decodes one item of `keys`. `None` when something in it is wrong, which has been said.
@@ -23,6 +24,7 @@ pub fn key(node: &Node, path: &Path<'_>, faults: &mut Faults) -> Option<Key> {
         expires_at: fields.parsed("expires_at", value::date, faults),
         disabled: fields.flag("disabled", faults),
         max_connections: fields.count("max_connections", faults),
+        limits: limits(&fields, faults),
         attributes: attributes(&fields, faults),
     };
     if let (Some(start), Some(end)) = (key.not_before, key.expires_at)
@@ -31,6 +33,11 @@ pub fn key(node: &Node, path: &Path<'_>, faults: &mut Faults) -> Option<Key> {
         faults.value(&path.field("expires_at"), Wrong::new("this is not after not_before: the key would never work"));
     }
     (faults.len() == before).then_some(key)
+}
+
+fn limits(fields: &Fields<'_, '_>, faults: &mut Faults) -> Option<Box<Traffic>> {
+    // Of a million keys few have any.
+    fields.has("limits").then(|| Box::new(fields.below("limits", &schema::KEY_LIMITS, faults, traffic::read)))
 }
 
 fn only_secret(fields: &Fields<'_, '_>, faults: &mut Faults) -> Vec<KeySecret> {

@@ -86,6 +86,11 @@ impl Problems {
         self.all.iter().map(Problem::line)
     }
 
+    /// Each as an object.
+    pub fn as_json(&self) -> serde_json::Value {
+        self.all.iter().map(Problem::as_json).collect()
+    }
+
     /// What was read before it was given up: a change of these may mend it.
     pub fn sources(&self) -> &Sources {
         &self.sources
@@ -117,6 +122,19 @@ impl fmt::Display for Problems {
 }
 
 impl Problem {
+    fn as_json(&self) -> serde_json::Value {
+        let known = |number: usize| (number > 0).then_some(number);
+        serde_json::json!({
+            "file": self.at.name,
+            "line": known(self.at.line),
+            "column": known(self.at.column),
+            "field": self.field,
+            "says": self.says,
+            "note": self.note,
+            "help": self.hint,
+        })
+    }
+
     /// `file:line:column: field: sentence; help`.
     fn line(&self) -> String {
         let field = if self.field.is_empty() { String::new() } else { format!("{}: ", self.field) };

@@ -6,7 +6,8 @@ use super::auth;
 use super::fields::{Fields, mismatch, parsed};
 use super::problem::{Faults, Path, Wrong};
 use super::schema::{self, Auth, Header, Route, To};
-use super::value::{self, HostPattern, PathPattern, Place, Target, Timeouts};
+use super::traffic;
+use super::value::{self, HostPattern, Http, PathPattern, Place, Target, Timeouts};
 use super::yaml::Node;
 
 /// Decodes one item of `routes`. What cannot be read is left out, and the route is not sound then.
@@ -40,9 +41,13 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         let hint = "add allowed_origins: [\"https://your.site\"] to this route";
         faults.value(&fields.at.field("auth"), wrong.hint(hint));
     }
-    let (max_connections, max_connections_per_key) =
+    let forwards = fields.parsed_or_default("http", forwards, faults);
+    let (max_connections, max_connections_per_key, http, traffic) =
         fields.below("limits", &schema::ROUTE_LIMITS, faults, |limits, faults| {
-            (limits.count("max_connections", faults), limits.count("max_connections_per_key", faults))
+            let http = http(limits, forwards, faults);
+            let count = |name, faults: &mut Faults| limits.count(name, faults);
+            let (all, per_key) = (count("max_connections", faults), count("max_connections_per_key", faults));
+            (all, per_key, http, traffic::read(limits, faults))
         });
     Route {
         sound: false,
@@ -55,9 +60,12 @@ fn read(fields: &Fields<'_, '_>, upstream: Option<To>, faults: &mut Faults) -> R
         allowed_origins,
         hide_credentials: fields.flag("hide_credentials", faults),
         on_failure: fields.parsed_or_default("on_failure", value::on_failure, faults),
+        http,
         headers: headers(fields, faults),
         max_connections,
         max_connections_per_key,
+        traffic,
+        strict_frames: fields.flag("strict_frames", faults),
         timeouts: fields.below("timeouts", &schema::ROUTE_TIMEOUTS, faults, timeouts),
     }
 }
@@ -76,6 +84,29 @@ fn to(text: &str) -> Result<To, Wrong> {
     if value::is_url(text) { Ok(To::Url(value::target(text)?, text.into())) } else { Ok(To::Name(text.into())) }
 }
 
+/// `refuse` or `forward`: whether plain requests go to the upstream.
+fn forwards(text: &str) -> Result<bool, Wrong> {
+    match text {
+        "refuse" => Ok(false),
+        "forward" => Ok(true),
+        _ => Err(Wrong::new("this is neither refuse nor forward")
+            .hint("write forward to let plain HTTP requests through to the service, after the same checks")),
+    }
+}
+
+fn http(limits: &Fields<'_, '_>, forwards: bool, faults: &mut Faults) -> Http {
+    let max_request_body = limits.parsed_or_default("max_request_body", value::size, faults);
+    if forwards {
+        return Http::Forward { max_request_body };
+    }
+    if limits.has("max_request_body") {
+        let wrong = Wrong::new("this route takes no request that could have a body");
+        let hint = "write http: forward beside limits, or leave this out";
+        faults.value(&limits.at.field("max_request_body"), wrong.hint(hint));
+    }
+    Http::Refuse
+}
+
 fn timeouts(fields: &Fields<'_, '_>, faults: &mut Faults) -> Timeouts {
     Timeouts {
         connect: fields.some_duration("connect", faults),
@@ -83,6 +114,8 @@ fn timeouts(fields: &Fields<'_, '_>, faults: &mut Faults) -> Timeouts {
         idle: fields.duration_or_off("idle", faults),
         max_lifetime: fields.duration_or_off("max_lifetime", faults),
         half_close: fields.some_duration("half_close", faults),
+        ping_interval: fields.duration_or_off("ping_interval", faults),
+        ping_timeout: fields.some_duration("ping_timeout", faults),
     }
 }
 

@@ -97,10 +97,12 @@ fn entry_of(name: &str, above: Section) -> (bool, Section) {
         Below::Value => (false, NOTHING),
         Below::Texts { names_shown } => (*names_shown && is_name(name), NOTHING),
         Below::Named(below) => (is_name(name), Section { below, shown: above.shown }),
-        Below::Section(section) => match section.fields.iter().find(|field| field.name == name) {
-            Some(field) => (true, Section { below: &field.below, shown: field.shown }),
-            None => (may_be_shown(name, section), NOTHING),
-        },
+        Below::Section(section) | Below::EachWay(section) => {
+            match section.fields.iter().find(|field| field.name == name) {
+                Some(field) => (true, Section { below: &field.below, shown: field.shown }),
+                None => (may_be_shown(name, section), NOTHING),
+            }
+        }
     }
 }
 
@@ -198,7 +200,7 @@ fn structure_of(line: &str) -> usize {
 /// Whether some map of the file has a field of this name.
 fn is_field(name: &str, below: &Below) -> bool {
     match below {
-        Below::Section(section) => {
+        Below::Section(section) | Below::EachWay(section) => {
             section.fields.iter().any(|field| field.name == name || is_field(name, &field.below))
         }
         Below::Named(below) => is_field(name, below),

@@ -17,9 +17,11 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::denial::Denial;
-use crate::end::End;
+use crate::end::{Cause, End};
+use crate::frame::Fault;
 use crate::peer::Shown;
 use crate::random;
+use crate::trail::Trail;
 use crate::tunnels::Live;
 
 /// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
@@ -134,6 +136,7 @@ pub struct Entry {
     /// Without the query.
     pub path: Option<Box<str>>,
     pub origin: Option<Box<str>>,
+    pub trail: Trail,
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -155,6 +158,7 @@ impl Entry {
             host: None,
             path: None,
             origin: None,
+            trail: Trail::default(),
         }
     }
 
@@ -224,6 +228,34 @@ impl Entry {
     }
 }
 
+/// How a forwarded request ended.
+pub struct Forwarded<'f> {
+    pub method: &'f str,
+    /// Of the answer, if one was begun.
+    pub status: Option<u16>,
+    pub cause: Cause,
+}
+
+pub fn forwarded(live: &Live, entry: &Entry, end: &Forwarded<'_>) {
+    info!(
+        id = &*live.id,
+        route = &*live.route,
+        key = live.key(),
+        caller = %live.caller,
+        host = entry.host.as_deref(),
+        method = end.method,
+        path = entry.path.as_deref(),
+        origin = live.origin.as_deref(),
+        upstream = &*live.upstream,
+        status = end.status,
+        cause = end.cause.word(),
+        up_bytes = live.control.up_bytes.load(Relaxed),
+        down_bytes = live.control.down_bytes.load(Relaxed),
+        seconds = entry.since.elapsed().as_secs_f64(),
+        "forwarded"
+    );
+}
+
 pub fn opened(live: &Live) {
     info!(
         id = &*live.id,
@@ -248,6 +280,8 @@ pub fn closed(live: &Live, end: End) {
         subprotocol = opening.and_then(|opening| opening.subprotocol.as_deref()),
         cause = end.cause.word(),
         code = end.code,
+        direction = end.breach.map(|breach| breach.direction.word()),
+        fault = end.breach.and_then(|breach| breach.fault).map(Fault::word),
         up_bytes = live.control.up_bytes.load(Relaxed),
         down_bytes = live.control.down_bytes.load(Relaxed),
         up_messages = live.control.up_messages.load(Relaxed),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::half::{BUFFER, Half, Kept, Side, TURNS};
-use crate::end::Cause;
+use super::half::{BUFFER, Broken, Half, Kept, Side, TURNS};
+use crate::end::{Breach, Cause};
 use crate::frame;
 use crate::random;
 
@@ -22,10 +22,37 @@ const CLOSE_WAIT: Duration = Duration::from_millis(800);
 /// answers. What the sides send meanwhile is read, so that nothing unread turns the close into a reset, and goes nowhere.
 pub(super) struct Closing {
     pub(super) cause: Cause,
+    pub(super) breach: Option<Breach>,
     up: Farewell,
     down: Farewell,
     pub(super) boundary_by: Instant,
     over_by: Instant,
+}
+
+/// Why a tunnel is to be closed.
+#[derive(Clone, Copy)]
+pub(super) struct Order {
+    pub(super) cause: Cause,
+    /// A side that is gone already.
+    pub(super) gone: Option<Side>,
+    pub(super) breach: Option<Breach>,
+}
+
+impl From<Cause> for Order {
+    fn from(cause: Cause) -> Self {
+        Self { cause, gone: None, breach: None }
+    }
+}
+
+impl Order {
+    /// For a half that cannot go on, and the side that it reads from.
+    pub(super) fn of(broken: Broken, reader: Side) -> Self {
+        match (broken, reader) {
+            (Broken::Excess(excess), _) => Self { breach: Some(excess.breach), ..excess.cause.into() },
+            (Broken::Lost, Side::Client) => Self { gone: Some(reader), ..Cause::ClientLost.into() },
+            (Broken::Lost, Side::Upstream) => Self { gone: Some(reader), ..Cause::UpstreamLost.into() },
+        }
+    }
 }
 
 /// What is left to do in one direction: the frame that is under way, and the Close after it.
@@ -38,13 +65,15 @@ struct Farewell {
 }
 
 impl Closing {
-    pub(super) fn new((up, down): (&mut Half, &mut Half), cause: Cause, lost: Option<Side>) -> Self {
+    pub(super) fn new((up, down): (&mut Half, &mut Half), order: Order) -> Self {
         let now = Instant::now();
-        let (client_gone, upstream_gone) = (lost == Some(Side::Client), lost == Some(Side::Upstream));
+        let Order { cause, gone, breach } = order;
+        let (client_gone, upstream_gone) = (gone == Some(Side::Client), gone == Some(Side::Upstream));
         let to_client = frame::close(cause.close_code(), cause.word(), None);
         let to_upstream = frame::close(1001, cause.word(), Some(random::bytes()));
         Self {
             cause,
+            breach,
             up: Farewell::new(up, to_upstream, upstream_gone, client_gone),
             down: Farewell::new(down, to_client, client_gone, upstream_gone),
             boundary_by: now + BOUNDARY_WAIT,
@@ -90,8 +119,7 @@ impl Farewell {
         if gone {
             half.kept = Kept::default();
         }
-        let possible =
-            !gone && !half.writer_gone && !half.ended && !half.follower.is_lost() && !half.follower.saw_close();
+        let possible = !gone && !half.writer_gone && !half.ended && half.may_close();
         let heard = source_gone || half.ended || half.follower.saw_close();
         let mut farewell = Self { close: possible.then_some(close), inserted: false, heard };
         farewell.insert_if_between(half);
@@ -99,7 +127,7 @@ impl Farewell {
     }
 
     fn insert_if_between(&mut self, half: &mut Half) {
-        if half.follower.is_between()
+        if half.is_between()
             && let Some(close) = self.close.take()
         {
             half.kept.keep(&close);

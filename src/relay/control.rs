@@ -60,7 +60,7 @@ impl Control {
     }
 
     /// Whom an order wakes. It has to be left here before the orders are looked at.
-    pub(super) fn wake_by(&self, waker: &Waker) {
+    pub fn wake_by(&self, waker: &Waker) {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
     }
 

@@ -2,11 +2,14 @@
 //!
 //! One future for both directions and no task of its own. Each half reads into a scratch buffer that all tunnels of a
 //! thread share, writes at once, and keeps only what the writer refused: an idle tunnel owns no buffer. Frame headers are
-//! followed as they pass, so that a Close of ours stands between two frames or nowhere.
+//! followed as they pass, so that a Close of ours stands between two frames or nowhere. More than that is done only where
+//! a route asks for it, by a guard that other tunnels do not have.
 
 mod closing;
 mod control;
+mod guard;
 mod half;
+mod tick;
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -17,10 +20,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::closing::Closing;
+use self::closing::{Closing, Order};
 pub use self::control::Control;
 use self::control::ExpiryDate;
+use self::guard::Guard;
+pub use self::guard::{Pinging, Watch};
 use self::half::{Broken, Half, Side};
+use self::tick::{next_tick, refilled_at, tick};
 use crate::clock::UnixTime;
 use crate::end::{Cause, End};
 use crate::frame::{self, Follower};
@@ -43,6 +49,8 @@ pub struct Start {
     pub from_client: Vec<u8>,
     pub from_upstream: Vec<u8>,
     pub extensions: bool,
+    /// `None`: nothing but its bounds.
+    pub watch: Option<Box<Watch>>,
 }
 
 /// Two streams, and how far each direction has come.
@@ -74,11 +82,15 @@ where
 {
     pub fn new(client: D, upstream: U, start: &Start, bounds: Bounds) -> Self {
         let now = Instant::now();
+        let (watch_up, watch_down) = start.watch.as_deref().map(Guard::both).unwrap_or_default();
+        let is_strict = start.watch.as_ref().is_some_and(|watch| watch.strict);
+        let from_client = Follower::from_client(start.extensions).strict(is_strict);
+        let from_upstream = Follower::from_upstream(start.extensions).strict(is_strict);
         Self {
             client,
             upstream,
-            up: Half::new(Follower::from_client(start.extensions), &start.from_client),
-            down: Half::new(Follower::from_upstream(start.extensions), &start.from_upstream),
+            up: Half::new(from_client, watch_up, &start.from_client),
+            down: Half::new(from_upstream, watch_down, &start.from_upstream),
             bounds,
             active: now,
             first: None,
@@ -94,18 +106,18 @@ where
     /// to be polled by one task from beginning to end, and not after that.
     pub fn poll(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<End> {
         if self.closing.is_none() {
-            let Some((cause, lost)) = ready!(self.poll_relay(cx, control)) else {
+            let Some(order) = ready!(self.poll_relay(cx, control)) else {
                 return Poll::Ready(self.end(control));
             };
-            let cause = self.cause_of(cause);
-            let closing = Closing::new((&mut self.up, &mut self.down), cause, lost);
+            let order = Order { cause: self.cause_of(order.cause), ..order };
+            let closing = Closing::new((&mut self.up, &mut self.down), order);
             self.timer.as_mut().reset(closing.boundary_by);
             self.closing = Some(Box::new(closing));
         }
         let (sides, halves) = ((&mut self.client, &mut self.upstream), (&mut self.up, &mut self.down));
         let Some(closing) = &mut self.closing else { return Poll::Pending };
         ready!(closing.poll(cx, sides, halves, self.timer.as_mut()));
-        let end = End { cause: closing.cause, code: closing.code() };
+        let end = End { cause: closing.cause, code: closing.code(), breach: closing.breach };
         // Best effort: whoever still listens learns of the end by this or by the close that follows.
         let _ = Pin::new(&mut self.client).poll_shutdown(cx);
         let _ = Pin::new(&mut self.upstream).poll_shutdown(cx);
@@ -113,8 +125,8 @@ where
         Poll::Ready(end)
     }
 
-    /// `None`: both directions came to their own end. Else why the tunnel is to be closed, and which side is gone already.
-    fn poll_relay(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<Option<(Cause, Option<Side>)>> {
+    /// `None`: both directions came to their own end. Else why the tunnel is to be closed.
+    fn poll_relay(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<Option<Order>> {
         if !self.is_heard {
             // Before the orders are looked at, so that none comes in between.
             control.wake_by(cx.waker());
@@ -122,7 +134,7 @@ where
             self.set_timer(control);
         }
         if let Some(cause) = control.stopped() {
-            return Poll::Ready(Some((cause, None)));
+            return Poll::Ready(Some(cause.into()));
         }
         let was_ending = self.is_ending();
         let before = self.up.bytes + self.down.bytes;
@@ -133,23 +145,33 @@ where
             self.publish(control);
         }
         self.note_who_was_first();
-        if down == Poll::Ready(Err(Broken)) {
-            return Poll::Ready(Some((Cause::UpstreamLost, Some(Side::Upstream))));
+        if let Poll::Ready(Err(broken)) = down {
+            return Poll::Ready(Some(Order::of(broken, Side::Upstream)));
         }
-        if up == Poll::Ready(Err(Broken)) {
-            return Poll::Ready(Some((Cause::ClientLost, Some(Side::Client))));
+        if let Poll::Ready(Err(broken)) = up {
+            return Poll::Ready(Some(Order::of(broken, Side::Client)));
         }
         if self.is_over() {
             return Poll::Ready(None);
         }
         if self.is_ending() != was_ending || control.expiry() != self.expires_at {
             self.set_timer(control);
+        } else if let Some(refilled) = refilled_at(&self.up, &self.down)
+            && refilled < self.timer.deadline()
+        {
+            self.timer.as_mut().reset(refilled);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
-            let (next, cause) = self.next_bound();
-            if next <= Instant::now() {
-                return Poll::Ready(Some((cause, None)));
+            let now = Instant::now();
+            if tick(cx, (&mut self.up, &mut self.down), &mut self.client, now) {
+                return Poll::Ready(Some(Cause::PingTimeout.into()));
             }
+            let (next, cause) = self.next_bound();
+            // Of a date it says that it is now, by a clock that has moved on since `now`.
+            if next <= Instant::now() {
+                return Poll::Ready(Some(cause.into()));
+            }
+            let next = next_tick(&self.up, &self.down, now).map_or(next, |tick| tick.min(next));
             self.timer.as_mut().reset(next);
         }
         Poll::Pending
@@ -161,6 +183,7 @@ where
         }
         ready!(self.up.poll(cx, &mut self.client, &mut self.upstream))?;
         self.up.ended = true;
+        self.up.release();
         if self.was_said() {
             return Poll::Ready(Ok(()));
         }
@@ -175,10 +198,13 @@ where
             ready!(self.down.poll(cx, &mut self.upstream, &mut self.client))?;
             self.down.ended = true;
             // An upstream that ends without a Close has died, as far as anybody can tell.
-            if !self.up.follower.saw_close() && !self.down.writer_gone && self.down.can_insert() {
+            let can_close = self.down.is_between() && self.down.may_close();
+            if !self.up.follower.saw_close() && !self.down.writer_gone && can_close {
                 let cause = Cause::UpstreamLost;
                 self.down.kept.keep(&frame::close(cause.close_code(), cause.word(), None));
                 self.told_client = true;
+            } else {
+                self.down.release();
             }
         }
         if self.was_said() {
@@ -198,15 +224,16 @@ where
     fn set_timer(&mut self, control: &Control) {
         self.expires_at = control.expiry();
         let (next, _) = self.next_bound();
-        self.timer.as_mut().reset(next);
+        let tick = next_tick(&self.up, &self.down, Instant::now());
+        self.timer.as_mut().reset(tick.map_or(next, |tick| tick.min(next)));
     }
 
     /// Only this task writes these counters; others read them when they like.
     fn publish(&self, control: &Control) {
         control.up_bytes.store(self.up.bytes, Relaxed);
         control.down_bytes.store(self.down.bytes, Relaxed);
-        control.up_messages.store(self.up.follower.messages(), Relaxed);
-        control.down_messages.store(self.down.follower.messages(), Relaxed);
+        control.up_messages.store(self.up.messages(), Relaxed);
+        control.down_messages.store(self.down.messages(), Relaxed);
     }
 
     fn note_who_was_first(&mut self) {
@@ -286,6 +313,23 @@ where
             Cause::UpstreamLost => self.told_client.then(|| cause.close_code()),
             _ => self.down.follower.close_code(),
         };
-        End { cause, code }
+        End::new(cause, code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of these there are as many as there are idle connections: what only some routes ask for is behind a pointer.
+    #[test]
+    fn an_idle_tunnel_is_small() {
+        assert!(
+            size_of::<Half>() <= 72 && size_of::<Relay<(), ()>>() <= 256,
+            "{} {}",
+            size_of::<Half>(),
+            size_of::<Relay<(), ()>>()
+        );
+        assert!(Guard::both(&Watch::default()).0.is_none());
     }
 }

@@ -166,6 +166,7 @@ fn key(id: &str) -> Key {
         expires_at: None,
         disabled: false,
         max_connections: None,
+        limits: None,
         attributes: Box::default(),
     }
 }

@@ -181,6 +181,30 @@ fn check_says_ok_in_one_line_or_everything_that_is_wrong() {
     assert!(err.contains("/nonexistent.yaml"), "{err}");
 }
 
+/// `config/examples`: they name variables that whoever uses them has to set.
+#[test]
+fn the_shipped_examples_are_good_with_the_variables_that_they_name() {
+    let files: Vec<_> = std::fs::read_dir("config/examples").unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let check = |variables: &[(&str, &str)]| {
+            command()
+                .arg("check")
+                .arg(&file)
+                .env_remove("OPENAI_API_KEY")
+                .envs(variables.iter().copied())
+                .output()
+                .unwrap()
+        };
+        let good = check(&[("OPENAI_API_KEY", "vendor-key")]);
+        let err = String::from_utf8(good.stderr).unwrap();
+        assert_eq!((good.status.code(), &*err), (Some(0), ""), "{}", file.display());
+        let without = check(&[]);
+        let err = String::from_utf8(without.stderr).unwrap();
+        assert!(without.status.code() == Some(2) && err.contains("OPENAI_API_KEY"), "{err}");
+    }
+}
+
 #[test]
 fn check_opens_no_port() {
     let (_backend, gate) = stand();

@@ -7,10 +7,10 @@ use crate::support::wire::show;
 use crate::support::{Backend, Gate, KEY, Wire, alice, config, eventually, small, ws};
 
 /// A small generator that gives the same bytes everywhere (Knuth's constants).
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub fn roll(&mut self, sides: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % sides.max(1)
     }
@@ -55,7 +55,7 @@ const TOKENS: [&[u8]; 16] = [
     b"GET /x HTTP/1.1\r\n",
 ];
 
-fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>) {
+pub fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>) {
     let at = dice.roll(bytes.len());
     match dice.roll(7) {
         0 => bytes[at] = dice.byte(),
@@ -87,7 +87,7 @@ fn hostile_head(dice: &mut Dice) -> Vec<u8> {
 }
 
 /// Status lines in it; the word may stand in a body too.
-fn answers_in(bytes: &[u8]) -> usize {
+pub fn answers_in(bytes: &[u8]) -> usize {
     String::from_utf8_lossy(bytes).lines().filter(|line| line.starts_with("HTTP/1.1 ")).count()
 }
 

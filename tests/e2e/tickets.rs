@@ -320,3 +320,29 @@ fn what_looks_like_a_ticket_is_none() {
     assert_eq!(body["detail"], "this credential does not open anything here");
     opens(&gate, &backend, by_query(&good));
 }
+
+#[test]
+fn a_ticket_in_a_cookie_loads_pages_and_opens_one_socket() {
+    let page = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage";
+    let backend = Backend::serve(move |mut conn| {
+        if conn.head.has("Upgrade") {
+            conn.accept();
+            conn.echo();
+        } else {
+            conn.send(page);
+            conn.linger();
+        }
+    });
+    let desk = tickets(", cookie: { name: t, secure: false }");
+    let gate = Gate::start(&route(&backend, &format!("path: /app/*\nhttp: forward\n{desk}")));
+    let cookie = format!("t={}", ticket(&gate));
+    for _ in 0..3 {
+        let answer = gate.ask(plain_get("/app/index.html").with("Cookie", &cookie));
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "page"));
+        assert!(!backend.last_head().has("Cookie"));
+    }
+    let dial = || ws("/app/socket").with("Cookie", &cookie);
+    gate.open(dial());
+    gate.refuses(dial(), 401, "invalid_credential");
+    gate.refuses(plain_get("/app/"), 401, "missing_credential");
+}

@@ -32,6 +32,11 @@ process.on('exit', () => {
 });
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
 
+/** A file of an npm package that its `exports` do not name, such as a bundle for browsers. */
+function packaged(file) {
+  return path.join(__dirname, '.cache', 'node_modules', file);
+}
+
 /** Fails, saying what did not happen, when `promise` takes too long. */
 function within(promise, what, ms = PATIENCE_MS) {
   let timer;
@@ -118,17 +123,20 @@ class Scope {
   }
 
   /** Runs a program to its end and returns its stdout; anything but exit code 0 is an error. */
-  async run(command, args, options) {
+  async run(command, args, options, stdin = '') {
     const program = this.start(command, args, options);
-    program.child.stdin.end();
+    program.child.stdin.end(stdin);
     const how = await within(program.ended, command);
     if (how !== 0) throw new Error(`${command} ended with ${how}: ${program.lines.items.join('\n')}`);
     return program.stdout.join('\n');
   }
 
-  /** Starts wsbouncer with this YAML (listen and admin are added) and waits until it listens. */
-  async gate(yaml) {
-    const gate = new Gate(this, yaml);
+  /**
+   * Starts wsbouncer with this YAML (listen and admin are added), and with these variables besides, and waits until
+   * it listens.
+   */
+  async gate(yaml, env = {}) {
+    const gate = new Gate(this, yaml, env);
     this.gates.push(gate);
     await gate.listening();
     return gate;
@@ -178,7 +186,8 @@ class Scope {
   async page() {
     const browser = await chromium.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
     this.defer(() => browser.close());
-    const page = await browser.newPage();
+    // In a context that lets a scenario open more pages beside it.
+    const page = await (await browser.newContext()).newPage();
     await page.goto(await this.origin());
     return page;
   }
@@ -199,12 +208,12 @@ class Gate {
   #log = new Arrivals();
   #garbage = [];
 
-  constructor(scope, yaml) {
+  constructor(scope, yaml, env) {
     this.config = path.join(scope.directory(), 'wsbouncer.yaml');
     this.edit(yaml);
     // At trace level, so that a key that slips into any log line is found by `inspect`.
     const args = ['serve', '--config', this.config, '--log-format', 'json', '--log-level', 'trace'];
-    this.#program = scope.start(process.env.WSBOUNCER, args);
+    this.#program = scope.start(process.env.WSBOUNCER, args, { env: { ...process.env, ...env } });
     eachLine(this.#program.child.stderr, (line) => {
       try {
         this.#log.push(JSON.parse(line));
@@ -227,6 +236,10 @@ class Gate {
 
   ws(target) {
     return `ws://${this.address}${target}`;
+  }
+
+  http(target) {
+    return `http://${this.address}${target}`;
   }
 
   /** Waits for the log event with this message and these fields. */
@@ -255,9 +268,13 @@ const keys = [];
 
 /** A fresh key; none of them may ever be seen in a log, encoded or not. */
 function newKey() {
-  const key = `key-${crypto.randomBytes(20).toString('hex')}`;
-  keys.push(key, base64url(key));
-  return key;
+  return keepSecret(`key-${crypto.randomBytes(20).toString('hex')}`);
+}
+
+/** The same for secrets that others make. */
+function keepSecret(secret) {
+  keys.push(secret, base64url(secret));
+  return secret;
 }
 
 function base64url(text) {
@@ -322,6 +339,52 @@ async function readAll(response) {
   return { status: response.statusCode, headers: response.headers, body: Buffer.concat(chunks).toString() };
 }
 
+/** Runs in a page: what page code can do with a WebSocket, and all that it can see of it. */
+function socketInPage([url, protocols]) {
+  const ws = protocols ? new WebSocket(url, protocols) : new WebSocket(url);
+  const events = [];
+  let protocol;
+  const opened = new Promise((resolve) => {
+    ws.onopen = () => { events.push('open'); protocol = ws.protocol; resolve(); };
+  });
+  const closed = new Promise((resolve) => {
+    ws.onerror = () => events.push('error');
+    ws.onclose = ({ code, reason, wasClean }) => {
+      events.push('close');
+      resolve({ events, ...(protocol !== undefined && { protocol }), code, reason, wasClean });
+    };
+  });
+  const ended = closed.then((seen) => { throw new Error(`it closed: ${JSON.stringify(seen)}`); });
+  ended.catch(() => {});
+  const messages = [];
+  const waiting = [];
+  ws.onmessage = ({ data }) => (waiting.length > 0 ? waiting.shift()(data) : messages.push(data));
+  const heard = () => Promise.race([
+    messages.length > 0 ? messages.shift() : new Promise((resolve) => waiting.push(resolve)), ended,
+  ]);
+  const ask = async (message) => {
+    await Promise.race([opened, ended]);
+    ws.send(message);
+    return heard();
+  };
+  return { ws, closed, ask, heard };
+}
+
+/**
+ * Page code dials. `closed` waits for the end and tells what the page saw until then: its events in their order,
+ * `ws.protocol` when it opened, and the three fields of the close event.
+ */
+async function dialInPage(page, url, protocols) {
+  const socket = await page.evaluateHandle(socketInPage, [url, protocols]);
+  return {
+    ask: (message) => within(socket.evaluate(({ ask }, text) => ask(text), message), 'an answer for the page'),
+    heard: () => within(socket.evaluate(({ heard }) => heard()), 'a message for the page'),
+    protocol: () => socket.evaluate(({ ws }) => ws.protocol),
+    closed: () => within(socket.evaluate(({ closed }) => closed), 'the close event'),
+    close: () => socket.evaluate(({ ws }) => ws.close()),
+  };
+}
+
 /** A plain HTTP GET. */
 function get(url, headers = {}) {
   const answer = new Promise((resolve, reject) => {
@@ -341,5 +404,6 @@ function assertRefused({ status, headers, body }, expectedStatus, reason) {
 }
 
 module.exports = {
-  Arrivals, Scope, assertRefused, base64url, connect, freePort, get, newKey, refusal, within,
+  Arrivals, Scope, assertRefused, base64url, connect, dialInPage, freePort, get, keepSecret, newKey,
+  packaged, refusal, within,
 };

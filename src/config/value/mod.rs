@@ -13,7 +13,7 @@ use http::uri::PathAndQuery;
 pub use self::proof::{
     encoding, first_message_preset, json_pointer, message_format, message_size, preset, ticket_bind, ticket_ttl,
 };
-pub use self::quantity::{date, duration, duration_or_off, size, some_duration};
+pub use self::quantity::{date, duration, duration_or_off, size, some_duration, some_size};
 use super::problem::{Wrong, holds_key, nearest};
 pub use crate::admit::Origin;
 pub use crate::auth::credential::{Encoding, Place, Shape};
@@ -21,13 +21,24 @@ pub use crate::auth::first_message::{FirstMessage, Format};
 pub use crate::clock::UnixTime;
 use crate::fields;
 pub use crate::limit::Limits;
-pub use crate::route::{Cookie, HostPattern, OnFailure, PathPattern, Timeouts};
+pub use crate::route::{Cookie, HostPattern, Http, OnFailure, PathPattern, Timeouts};
 pub use crate::rules::Drain;
 pub use crate::secret::{Digest, Secret};
+pub use crate::traffic::{Flow, Rate, Traffic};
 pub use crate::upstream::Endpoint;
 pub use ipnet::IpNet;
 
 type Parsed<T> = Result<T, Wrong>;
+
+/// What becomes of what is too much: whether it has to wait.
+pub fn on_excess(text: &str) -> Parsed<bool> {
+    match text {
+        "close" => Ok(false),
+        "delay" => Ok(true),
+        _ => Err(Wrong::new("this must be close or delay")
+            .hint("close ends the connection with 4429, delay reads on when there is room again")),
+    }
+}
 
 /// `ip:port`, to listen on.
 pub fn address(text: &str) -> Parsed<SocketAddr> {

@@ -77,6 +77,6 @@ pub fn json_pointer(text: &str) -> Parsed<Box<str>> {
 /// What a first message may have.
 pub fn message_size(text: &str) -> Parsed<usize> {
     const MOST: u64 = 64 << 10;
-    let wrong = || Wrong::new("a first message has at most 64KiB").hint("4KiB is enough for a key");
-    usize::try_from(size(text)?).ok().filter(|size| *size as u64 <= MOST).ok_or_else(wrong)
+    let wrong = || Wrong::new("a first message has 1B to 64KiB").hint("4KiB is enough for a key");
+    usize::try_from(size(text)?).ok().filter(|size| (1..=MOST).contains(&(*size as u64))).ok_or_else(wrong)
 }

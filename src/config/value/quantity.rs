@@ -50,7 +50,7 @@ pub fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
 
 /// `512B`, `4KiB`, `1MiB`, `1GiB`: bytes.
 pub fn size(text: &str) -> Parsed<u64> {
-    const UNITS: &str = "write a whole number and one unit: 512B, 4KiB, 1MiB or 1GiB";
+    const UNITS: &str = "write a whole number and one unit: 512B, 64KiB, 1MiB or 2GiB";
     let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let factor = match unit {
@@ -59,10 +59,27 @@ pub fn size(text: &str) -> Parsed<u64> {
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
         "" if !number.is_empty() => return Err(Wrong::new("this size has no unit").hint(UNITS)),
+        "kB" | "KB" | "MB" | "GB" | "K" | "M" | "G" | "k" => {
+            return Err(Wrong::new("units are powers of 1024 here").hint(UNITS));
+        }
         _ => return Err(Wrong::new("this is not a size").hint(UNITS)),
     };
+    if number.is_empty() {
+        return Err(Wrong::new("this is not a size").hint(UNITS));
+    }
     let total = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    total.filter(|total| *total > 0).ok_or_else(|| Wrong::new("this is not a size").hint(UNITS))
+    total.filter(|total| *total <= LARGEST).ok_or_else(|| Wrong::new("this is larger than a million GiB"))
+}
+
+/// Far beyond what any connection carries, and far below where sums of it end.
+const LARGEST: u64 = 1_000_000 << 30;
+
+/// A size that must not be nothing.
+pub fn some_size(text: &str) -> Parsed<u64> {
+    size(text).and_then(|total| match total {
+        0 => Err(Wrong::new("this must be at least 1B").hint("leave it out for no limit")),
+        total => Ok(total),
+    })
 }
 
 /// `2027-10-01T00:00:00Z`, or `2027-12-31` for the moment at which that day begins in UTC.
@@ -110,10 +127,10 @@ mod tests {
 
     #[test]
     fn sizes_have_a_unit() {
-        for (text, bytes) in [("1B", 1), ("4KiB", 4096), ("1MiB", 1 << 20), ("2GiB", 2 << 30)] {
+        for (text, bytes) in [("0B", 0), ("1B", 1), ("4KiB", 4096), ("1MiB", 1 << 20), ("2GiB", 2 << 30)] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "4096", "KiB", "0B", "1.5MiB", "1 MiB", "4kb", "-1B", "99999999999999GiB"] {
+        for text in ["", "4096", "KiB", "1.5MiB", "1 MiB", "4kb", "-1B", "99999999999999GiB"] {
             assert!(size(text).is_err(), "{text}");
         }
     }

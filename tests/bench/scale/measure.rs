@@ -37,6 +37,7 @@ fn keys(count: usize) -> (Keys, Vec<Digest>) {
         expires_at: None,
         disabled: false,
         max_connections: None,
+        limits: None,
         attributes: Box::default(),
     };
     for number in 0..count {

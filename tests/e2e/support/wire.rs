@@ -219,6 +219,18 @@ impl Wire {
         }
     }
 
+    /// Nothing arrives for a moment, except Pings, which nobody answers.
+    #[track_caller]
+    pub fn stays_silent_or_pings(&mut self) {
+        self.stream.set_read_timeout(SILENCE);
+        let got = self.read_some();
+        self.stream.set_read_timeout(DEADLINE);
+        if let Ok(bytes) = got {
+            assert!(bytes.chunks(10).all(|frame| frame.starts_with(&[0x89, 8])), "not only pings: {:?}", show(&bytes));
+            pause(SILENCE);
+        }
+    }
+
     #[track_caller]
     pub fn read_frame(&mut self) -> Frame {
         Frame::read(|count| Some(self.read_exact(count))).expect("as many bytes as it takes")

@@ -2,7 +2,8 @@
 // Chromium's DevTools protocol: whoever reaches its port owns the browser, and it has no login.
 
 const assert = require('node:assert/strict');
-const { assertRefused, connect, get, newKey, refusal } = require('../support');
+const { chromium } = require('playwright-core');
+const { assertRefused, connect, get, newKey, refusal, within } = require('../support');
 
 const GET_VERSION = JSON.stringify({ id: 1, method: 'Browser.getVersion' });
 
@@ -18,6 +19,7 @@ upstreams:
 routes:
   - { host: kept.test, upstream: kept }
   - { host: rewritten.test, upstream: rewritten }
+  - { host: localhost, upstream: kept, http: forward }
   - { upstream: kept }
 `);
   const command = async (headers) => {
@@ -53,5 +55,34 @@ routes:
   await check('`host: upstream` gives it the Host that it wants', async () => {
     const { product } = await command({ 'X-Api-Key': key, Host: 'rewritten.test' });
     assert.match(product, /Chrome/);
+  });
+
+  // Clients find the URL to dial by plain HTTP, which a route can let through. Chromium builds that URL from the Host.
+  const [, gatePort] = gate.address.split(':');
+  const forwarded = `http://localhost:${gatePort}`;
+  await check('http: forward: GET /json/list with the key is answered, with URLs that lead through the gate', async () => {
+    const { status, body } = await get(`${forwarded}/json/list`, { 'X-Api-Key': key });
+    assert.equal(status, 200);
+    const [{ webSocketDebuggerUrl }] = JSON.parse(body).filter(({ type }) => type === 'page');
+    assert.ok(webSocketDebuggerUrl.startsWith(`ws://localhost:${gatePort}/devtools/page/`), webSocketDebuggerUrl);
+    const client = await connect(webSocketDebuggerUrl, { headers: { 'X-Api-Key': key } });
+    const answer = await client.ask(JSON.stringify({ id: 1, method: 'Runtime.evaluate', params: { expression: '6 * 7' } }));
+    client.close();
+    assert.equal(JSON.parse(answer).result.result.value, 42);
+    assertRefused(await refusal(webSocketDebuggerUrl), 401, 'missing_credential');
+    return webSocketDebuggerUrl.replace(/[0-9A-F]{32}/, 'ID');
+  });
+  await check('http: forward: GET /json/list without the key is refused with 401', async () => {
+    assertRefused(await get(`${forwarded}/json/list`), 401, 'missing_credential');
+  });
+  await check('Playwright, given the address and the key, finds its way and drives the browser', async () => {
+    const browser = await within(chromium.connectOverCDP(forwarded, { headers: { 'X-Api-Key': key } }), 'the connection');
+    const page = await browser.newPage();
+    assert.equal(await page.evaluate(() => 6 * 7), 42);
+    await page.close();
+    await browser.close(); // only the connection
+  });
+  await check('Playwright without the key does not', async () => {
+    await assert.rejects(within(chromium.connectOverCDP(forwarded), 'the refusal'), /401/);
   });
 };

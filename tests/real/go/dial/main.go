@@ -1,7 +1,8 @@
 // A gorilla/websocket client. Dials, sends one message, and prints what came back as one line of JSON.
 //
 // With -get-first it makes the seed question's mistake: it authenticates a plain GET of the same URL, and
-// then dials without the key, in the belief that the server remembers.
+// then dials without the key, in the belief that the server remembers. With -login URL the GET goes there, and a
+// cookie jar remembers; it dials twice then.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"io"
 	"log"
 	"net/http"
+	"net/http/cookiejar"
 	"os"
 	"strings"
 
@@ -31,13 +33,13 @@ func describe(response *http.Response) answer {
 	return answer{Status: response.StatusCode, Headers: response.Header, Body: string(body)}
 }
 
-func get(url, key string) answer {
+func get(url, key string, jar http.CookieJar) answer {
 	request, err := http.NewRequest("GET", strings.Replace(url, "ws://", "http://", 1), nil)
 	if err != nil {
 		log.Fatal(err)
 	}
 	request.Header.Set("X-Api-Key", key)
-	response, err := http.DefaultClient.Do(request)
+	response, err := (&http.Client{Jar: jar}).Do(request)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -45,12 +47,13 @@ func get(url, key string) answer {
 	return describe(response)
 }
 
-func dial(url, key, message string) answer {
+func dial(url, key, message string, jar http.CookieJar) answer {
 	headers := http.Header{}
 	if key != "" {
 		headers.Set("X-Api-Key", key)
 	}
-	conn, response, err := websocket.DefaultDialer.Dial(url, headers)
+	dialer := websocket.Dialer{Jar: jar}
+	conn, response, err := dialer.Dial(url, headers)
 	if err == websocket.ErrBadHandshake {
 		return describe(response) // gorilla keeps the first 1024 bytes of the body
 	}
@@ -72,14 +75,25 @@ func main() {
 	url := flag.String("url", "", "ws:// URL to dial")
 	key := flag.String("key", "", "sent as X-Api-Key")
 	getFirst := flag.Bool("get-first", false, "send the key with a plain GET, and not with the upgrade")
+	login := flag.String("login", "", "http:// URL: send the key there with a GET, and keep the cookies for the upgrade")
 	message := flag.String("message", "hello from gorilla", "sent once the connection is open")
 	flag.Parse()
 
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		log.Fatal(err)
+	}
 	result := map[string]answer{}
 	if *getFirst {
-		result["get"] = get(*url, *key)
+		*login = *url
+	}
+	if *login != "" {
+		result["get"] = get(*login, *key, jar)
 		*key = ""
 	}
-	result["dial"] = dial(*url, *key, *message)
+	result["dial"] = dial(*url, *key, *message, jar)
+	if *login != "" {
+		result["again"] = dial(*url, *key, *message, jar)
+	}
 	json.NewEncoder(os.Stdout).Encode(result)
 }

@@ -37,6 +37,6 @@ func main() {
 		log.Fatal(err)
 	}
 	fmt.Println(listener.Addr())
-	http.HandleFunc("/ws", echo)
+	http.HandleFunc("/", echo)
 	log.Fatal(http.Serve(listener, nil))
 }

@@ -3,15 +3,9 @@
 //! The table is what the decoder asks for, what unknown names are compared with, what decides whether a value may be shown
 //! in a diagnostic, and what `config/reference.yaml` is checked against.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+mod types;
 
-use http::HeaderName;
-
-use super::value::{
-    Cookie, Digest, Drain, FirstMessage, HostPattern, IpNet, Limits, OnFailure, Origin, PathPattern, Piece, Place,
-    Secret, Target, Timeouts, UnixTime,
-};
+pub use self::types::{Auth, File, From, Header, Issue, Key, KeySecret, Route, Tickets, To, Upstream, Ways};
 
 /// One map of the file.
 #[derive(Debug)]
@@ -54,6 +48,8 @@ pub enum Below {
     Value,
     /// A map with this section's fields, or a list of such maps.
     Section(&'static Section),
+    /// One value for both directions, or a map with one for each.
+    EachWay(&'static Section),
     /// A map from names that the operator chooses to such a thing.
     Named(&'static Self),
     /// A map from names that the operator chooses to text; whether diagnostics may show the names.
@@ -68,6 +64,15 @@ const fn value(name: &'static str, default: &'static str) -> Field {
 
 const fn number(name: &'static str, default: &'static str) -> Field {
     Field { name, default, below: Below::Value, shown: Shown::IfNumber }
+}
+
+const fn each_way(name: &'static str) -> Field {
+    Field { name, default: "", below: Below::EachWay(&EACH_WAY), shown: Shown::Yes }
+}
+
+/// The same beside secrets.
+const fn each_way_number(name: &'static str) -> Field {
+    Field { name, default: "", below: Below::EachWay(&EACH_WAY_NUMBER), shown: Shown::IfNumber }
 }
 
 const fn section(name: &'static str, below: &'static Section) -> Field {
@@ -125,6 +130,7 @@ pub static KEY: Section = Section {
         number("expires_at", ""),
         number("disabled", "false"),
         number("max_connections", ""),
+        hidden("limits", Below::Section(&KEY_LIMITS)),
         hidden("attributes", Below::Texts { names_shown: false }),
     ])
 };
@@ -141,7 +147,7 @@ pub static SECRET: Section = Section {
 };
 
 pub static ROUTE: Section = Section {
-    later: &["http", "priority", "tls"],
+    later: &["priority", "tls"],
     ..fields(&[
         value("name", ""),
         value("host", ""),
@@ -152,6 +158,8 @@ pub static ROUTE: Section = Section {
         value("allowed_origins", ""),
         value("hide_credentials", "true"),
         value("on_failure", "http"),
+        value("http", "refuse"),
+        value("strict_frames", "false"),
         hidden("identity_headers", Below::Texts { names_shown: true }),
         hidden("set_headers", Below::Texts { names_shown: true }),
         section("limits", &ROUTE_LIMITS),
@@ -213,21 +221,43 @@ pub static FIRST_MESSAGE: Section = Section {
 pub static SUBPROTOCOL: Section =
     fields(&[value("pair", ""), value("prefix", ""), value("preset", ""), value("encoding", "raw")]);
 
-pub static ROUTE_LIMITS: Section = Section {
-    later: &["max_message_bytes", "messages_per_second", "bytes_per_second"],
-    ..fields(&[value("max_connections", ""), value("max_connections_per_key", "")])
-};
+pub static ROUTE_LIMITS: Section = fields(&[
+    value("max_connections", ""),
+    value("max_connections_per_key", ""),
+    value("max_request_body", "16MiB"),
+    each_way("max_message_bytes"),
+    each_way("messages_per_second"),
+    each_way("message_burst"),
+    each_way("bytes_per_second"),
+    each_way("byte_burst"),
+    value("on_excess", "close"),
+]);
 
-pub static ROUTE_TIMEOUTS: Section = Section {
-    later: &["ping_interval"],
+pub static KEY_LIMITS: Section = Section {
+    private: true,
     ..fields(&[
-        value("connect", "5s"),
-        value("handshake", "10s"),
-        value("idle", "1h"),
-        value("max_lifetime", "off"),
-        value("half_close", "30s"),
+        each_way_number("max_message_bytes"),
+        each_way_number("messages_per_second"),
+        each_way_number("message_burst"),
+        each_way_number("bytes_per_second"),
+        each_way_number("byte_burst"),
+        number("on_excess", "close"),
     ])
 };
+
+pub static EACH_WAY: Section = fields(&[value("up", ""), value("down", "")]);
+
+pub static EACH_WAY_NUMBER: Section = Section { private: true, ..fields(&[number("up", ""), number("down", "")]) };
+
+pub static ROUTE_TIMEOUTS: Section = fields(&[
+    value("connect", "5s"),
+    value("handshake", "10s"),
+    value("idle", "1h"),
+    value("max_lifetime", "off"),
+    value("half_close", "30s"),
+    value("ping_interval", "off"),
+    value("ping_timeout", "10s"),
+]);
 
 pub static LIMITS: Section = fields(&[
     value("max_connections", ""),
@@ -254,120 +284,3 @@ pub const DEFAULT_PLACES: [(&str, &str); 2] = [("header", "X-Api-Key"), ("pair",
 pub const DEFAULT_TICKET_NAME: &str = "ticket";
 /// The identity header of a route that names none.
 pub const DEFAULT_IDENTITY: (&str, &str) = ("X-Auth-Key-Id", "{id}");
-
-/// The main file.
-pub struct File {
-    pub listen: Vec<SocketAddr>,
-    pub admin: Option<SocketAddr>,
-    pub trusted_proxies: Vec<IpNet>,
-    pub upstreams: Vec<(Box<str>, Upstream)>,
-    /// Each with its place in the list: entries that could not be read are left out.
-    pub keys: Vec<(usize, Key)>,
-    /// Each with its place in the list.
-    pub key_files: Vec<(usize, Box<str>)>,
-    /// `None` for those that could not be read at all. The one that `upstream:` is short for, where there is no list.
-    pub routes: Vec<Option<Route>>,
-    /// Whether the list stands in the file.
-    pub has_routes: bool,
-    pub limits: Limits,
-    pub max_declined: u32,
-    pub max_waiting: u32,
-    pub tickets: Tickets,
-    pub head_timeout: Duration,
-    pub tcp_keepalive: Option<Duration>,
-    pub on_revoked: Duration,
-    pub on_route_removed: Duration,
-    pub drain: Drain,
-}
-
-pub struct Upstream {
-    /// `None` when it could not be read, which has been said.
-    pub target: Option<Target>,
-    pub rewrites_host: bool,
-}
-
-pub struct Route {
-    /// Whether all of it could be read; the rest is only looked at for more faults then.
-    pub sound: bool,
-    pub name: Option<Box<str>>,
-    pub host: HostPattern,
-    pub path: PathPattern,
-    pub upstream: Option<To>,
-    pub auth: Auth,
-    pub tickets: Option<Issue>,
-    pub allowed_origins: Option<Vec<Origin>>,
-    pub hide_credentials: bool,
-    pub on_failure: OnFailure,
-    pub headers: Vec<Header>,
-    pub max_connections: Option<u32>,
-    pub max_connections_per_key: Option<u32>,
-    pub timeouts: Timeouts,
-}
-
-pub enum To {
-    Name(Box<str>),
-    /// The URL and the text that it was read from.
-    Url(Target, Box<str>),
-}
-
-pub enum Auth {
-    None,
-    Some(Ways),
-}
-
-/// What a route's `auth` says, or what holds where it says nothing.
-pub struct Ways {
-    pub key: Vec<Place>,
-    pub first_message: Option<FirstMessage>,
-    pub ticket: Vec<Place>,
-}
-
-/// Who signs tickets.
-pub struct Tickets {
-    pub secrets: Vec<KeySecret>,
-    pub ttl: Duration,
-}
-
-/// How a route issues them.
-pub struct Issue {
-    pub path: Box<str>,
-    pub ttl: Option<Duration>,
-    pub cookie: Option<Cookie>,
-    pub bind_origin: bool,
-    pub bind_address: bool,
-}
-
-pub struct Header {
-    /// `identity_headers` or `set_headers`.
-    pub field: &'static str,
-    pub written: Box<str>,
-    pub name: HeaderName,
-    pub template: Vec<Piece>,
-}
-
-pub struct Key {
-    pub id: Box<str>,
-    pub secrets: Vec<KeySecret>,
-    /// `secret:` rather than `secrets:`.
-    pub shorthand: bool,
-    pub routes: Option<Vec<Box<str>>>,
-    pub not_before: Option<UnixTime>,
-    pub expires_at: Option<UnixTime>,
-    pub disabled: bool,
-    pub max_connections: Option<u32>,
-    pub attributes: Vec<(Box<str>, Box<str>)>,
-}
-
-pub struct KeySecret {
-    /// Its place in the list `secrets`.
-    pub index: usize,
-    pub from: From,
-    pub valid_until: Option<UnixTime>,
-}
-
-pub enum From {
-    Sha256(Digest),
-    Plain(Secret),
-    Env(Box<str>),
-    File(Box<str>),
-}

@@ -1,0 +1,174 @@
+//! `wsbouncer explain` says of a request what the proxy does with it, and `check --format json` what `check` says.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Backend, Gate, KEY, Request, ws};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_wsbouncer");
+const PAGE: &str = "https://page.test";
+
+/// What a command printed on stdout and stderr, and its exit code.
+struct Told {
+    out: String,
+    err: String,
+    code: i32,
+}
+
+#[track_caller]
+fn run(args: &[&str], stdin: &[u8]) -> Told {
+    let piped = || Stdio::piped();
+    let mut child = Command::new(BINARY).args(args).stdin(piped()).stdout(piped()).stderr(piped()).spawn().unwrap();
+    // Whoever does not read it has ended already.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Told { out: text(output.stdout), err: text(output.stderr), code: output.status.code().unwrap() }
+}
+
+fn yaml(upstream: &str) -> String {
+    format!(
+        "listen: 127.0.0.1:0\nadmin: off\ntrusted_proxies: [10.0.0.0/8]\nroutes:\n\
+         - {{ name: main, path: /ws, upstream: \"{upstream}\", allowed_origins: [\"{PAGE}\"], tickets: {{ path: /ticket }} }}\n\
+         - {{ name: pages, path: /pages/*, upstream: \"{upstream}\", http: forward }}\n\
+         - {{ name: later, path: /later, upstream: \"{upstream}\", auth: [api_key: {{ extract_from: {{ first_message: {{ format: text }} }} }}] }}\n\
+         keys:\n\
+         - {{ id: alice, secret: {KEY}, routes: [main, pages, later] }}\n\
+         - {{ id: off, secret: disabled-secret-012345, disabled: true }}\n\
+         - {{ id: old, secret: expired-secret-0123456, expires_at: 2020-01-01 }}\n\
+         - {{ id: bob, secret: bob-secret-0123456789, routes: [pages] }}\n"
+    )
+}
+
+/// The file, and its path.
+fn file(yaml: &str) -> (TempDir, String) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("wsbouncer.yaml");
+    fs::write(&path, yaml).unwrap();
+    let path = path.display().to_string();
+    (dir, path)
+}
+
+/// Every refusal is explained as the proxy refuses it, word for word; and what is let in is.
+#[test]
+fn it_says_what_the_proxy_does() {
+    let backend = Backend::echo();
+    let yaml = yaml(&backend.url());
+    let gate = Gate::start(&yaml.replace("admin: off", "admin: 127.0.0.1:0"));
+    let (_dir, path) = file(&yaml);
+    let mine = || ws("/ws").with("X-Api-Key", KEY);
+    let requests: [Request; 14] = [
+        mine(),
+        mine().with("Origin", PAGE),
+        mine().with("Origin", "https://evil.test"),
+        ws("/ws"),
+        ws("/ws").with("X-Api-Key", "wrong"),
+        ws("/ws").with("X-Api-Key", "disabled-secret-012345"),
+        ws("/ws").with("X-Api-Key", "expired-secret-0123456"),
+        ws("/ws").with("X-Api-Key", "bob-secret-0123456789"),
+        mine().offer(&format!("x-api-key, {KEY}")),
+        ws("/ws").offer(&format!("chat, x-api-key, {KEY}")),
+        ws("/nowhere").with("X-Api-Key", KEY),
+        ws("/ws/../ws").with("X-Api-Key", KEY),
+        mine().set("Sec-WebSocket-Version", "8"),
+        mine().without("Upgrade").without("Connection"),
+    ];
+    for request in requests {
+        let told = run(&["explain", "-c", &path, "--request", "-", "--format", "json"], &request.bytes());
+        let says: Value = serde_json::from_str(&told.out).unwrap_or_else(|error| panic!("{error}: {}", told.err));
+        let outcome = &says["outcome"];
+        let mut wire = gate.send(&request);
+        let head = wire.read_head();
+        if outcome["let_in"] == true {
+            assert!(head.first.contains(" 101 ") && told.code == 0, "{request:?}: {}", head.first);
+            continue;
+        }
+        let answer = crate::support::head::Answer { body: wire.read_to_end(), head };
+        assert_eq!(told.code, 1);
+        assert_eq!(outcome["status"], answer.status(), "{request:?}");
+        assert_eq!(outcome["reason"], answer.field("reason"));
+        assert_eq!(outcome["detail"], answer.field("detail"));
+        let line = gate.log_line(|line| line.is("refused") && line.get("id") == answer.field("request_id"));
+        assert_eq!(outcome["cause"].as_str().unwrap_or_default(), line.get("cause"));
+        assert_eq!(outcome["key"].as_str().unwrap_or_default(), line.get("key"));
+        assert!(!outcome["to_let_it_in"].as_str().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn it_is_for_people_and_shows_no_secret() {
+    let (_dir, path) = file(&yaml("ws://127.0.0.1:1"));
+    let explain = |args: &[&str]| {
+        let told = run(&[&["explain", "-c", &path], args].concat(), b"");
+        assert!(!told.out.contains(KEY) && !told.err.contains(KEY), "{}", told.out);
+        told
+    };
+    let header = format!("X-Api-Key: {KEY}");
+    let told = explain(&["--url", "ws://gate.test/ws?token=canary-1", "-H", &header, "--origin", PAGE]);
+    assert_eq!(told.code, 0, "{}", told.out);
+    assert!(told.out.starts_with("GET /ws\n  1 caller      127.0.0.1"), "{}", told.out);
+    assert!(
+        told.out.contains("  5 principal   the key alice\n") && told.out.contains("let in: ws://127.0.0.1:1 would be")
+    );
+    assert!(!told.out.contains("canary"), "{}", told.out);
+
+    let told = explain(&["--url", "wss://gate.test/ws", "--subprotocol", "x-api-key", "--subprotocol", KEY]);
+    assert!(told.out.contains("as new WebSocket(url, [\"x-api-key\", \"<key>\"])"), "{}", told.out);
+
+    let told = explain(&["--url", "ws://gate.test/ws", "-H", "X-Forwarded-For: 203.0.113.7", "--from", "10.1.2.3"]);
+    assert!(told.code == 1 && told.out.contains("203.0.113.7, as a trusted proxy says"), "{}", told.out);
+    assert!(told.out.contains("refused: 401 missing_credential") && told.out.contains("to let it in"), "{}", told.out);
+
+    let curl = format!("curl -s http://gate.test/pages/a?b=1 -H 'X-Api-Key: {KEY}'");
+    assert!(explain(&["--curl", &curl]).out.contains("it would be forwarded"));
+    let curl = format!("curl -X POST http://gate.test/ticket -H 'X-Api-Key: {KEY}'");
+    assert!(explain(&["--curl", &curl]).out.contains("the counter for tickets would answer HTTP/1.1 200 OK"));
+    assert!(explain(&["--url", "ws://gate.test/later"]).out.contains("the first message"));
+    let told = explain(&["--url", "http://gate.test/ws", "--plain", "-H", &header]);
+    assert!(told.code == 1 && told.out.contains("426 upgrade_required"), "{}", told.out);
+}
+
+#[test]
+fn what_is_no_request_or_no_file_is_exit_code_2() {
+    let (_dir, path) = file(&yaml("ws://127.0.0.1:1"));
+    for args in [
+        &["explain", "-c", &path] as &[&str],
+        &["explain", "-c", &path, "--url", "ftp://x"],
+        &["explain", "-c", &path, "--url", "ws://x", "-H", "no header"],
+        &["explain", "-c", &path, "--curl", "curl 'x"],
+        &["explain", "-c", &path, "--request", "/nowhere/at/all"],
+        &["explain", "-c", "/nowhere/at/all", "--url", "ws://x"],
+    ] {
+        let told = run(args, b"");
+        assert!(told.code == 2 && told.out.is_empty() && !told.err.is_empty(), "{args:?}: {}", told.err);
+    }
+    let told = run(&["explain", "-c", &path, "--request", "-"], b"GET / HTTP/1.1\nHost: a\nX: \x00\n");
+    assert!(told.code == 1 && told.out.contains("400 bad_handshake"), "{}", told.out);
+}
+
+#[test]
+fn check_says_the_same_in_json() {
+    let bad = yaml("ws://127.0.0.1:1").replace("name: main", "nmae: main").replace("[pages]", "[pagse]");
+    let (_dir, path) = file(&bad);
+    let people = run(&["check", &path], b"");
+    let machines = run(&["check", "--format", "json", &path], b"");
+    assert_eq!((people.code, machines.code), (2, 2));
+    let json: Value = serde_json::from_str(&machines.out).unwrap();
+    assert_eq!(json["ok"], false);
+    let problems = json["problems"].as_array().unwrap();
+    assert!(!problems.is_empty());
+    for problem in problems {
+        let place = format!("{}:{}:{}: ", problem["file"].as_str().unwrap(), problem["line"], problem["column"]);
+        let line = people.err.lines().find(|line| line.starts_with(&place)).unwrap_or_else(|| panic!("{place}"));
+        assert!(line.ends_with(problem["says"].as_str().unwrap()), "{line}");
+        assert!(problem["help"].is_null() || people.err.contains(problem["help"].as_str().unwrap()));
+    }
+    let (_dir, path) = file(&yaml("ws://127.0.0.1:1"));
+    let good: Value = serde_json::from_str(&run(&["check", "--format", "json", &path], b"").out).unwrap();
+    assert_eq!((&good["ok"], &good["routes"], &good["keys"]), (&true.into(), &3.into(), &4.into()));
+    assert!(good["warnings"].as_array().unwrap().len() >= 4 && !good.to_string().contains(KEY));
+}
