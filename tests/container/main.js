@@ -263,7 +263,7 @@ async function running() {
     const ticks = Number(fs.readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ')[19]);
     const up = Number(fs.readFileSync('/proc/uptime', 'utf8').split(' ')[0]) * 1000;
     const own = Date.parse(line.timestamp) - (Date.now() - up + ticks * 10);
-    return `${Date.now() - begin} ms with the engine, of which its own about ${Math.max(0, Math.round(own / 10) * 10)} ms`;
+    return `${Date.now() - begin} ms with the engine, ${Math.max(0, Math.round(own / 10) * 10)} of them since its process began`;
   });
   await check('it runs as 65532, with no capability and no way to one', () => {
     assert.match(field('Uid'), /^65532\s+65532\s+65532\s+65532$/);
