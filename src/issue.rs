@@ -143,7 +143,7 @@ pub fn share(draft: &mut Draft, conditions: &Conditions, headers: &HeaderMap) {
         if origin(headers) != b"null" {
             draft.line("access-control-allow-credentials", b"true");
         }
-        draft.line("access-control-expose-headers", b"x-request-id");
+        draft.line("access-control-expose-headers", b"x-request-id, retry-after");
     }
 }
 

@@ -203,8 +203,9 @@ fn faults_of_a_long_key_file_are_where_they_are() {
 fn the_shipped_files_load() {
     let files = files("config");
     assert!(files.len() >= 2, "only {} shipped files seen", files.len());
-    for path in files {
-        good(&path);
+    // What deploys it is no file of rules.
+    for path in files.iter().filter(|path| !path.ends_with("compose.yaml")) {
+        good(path);
     }
 }
 

@@ -267,7 +267,7 @@ def _():
     command = ["docker", "compose"]
     if subprocess.run([*command, "version"], capture_output=True).returncode != 0:
         command = ["docker-compose"]
-    rendered = yaml.safe_load(output(*command, "-f", CONFIG / "compose/compose.yaml", "config"))
+    rendered = yaml.safe_load(output(*command, "-f", CONFIG / "compose.yaml", "config"))
     chat, proxy = rendered["services"]["chat"], rendered["services"]["wsbouncer"]
     assert "ports" not in chat and set(chat["networks"]) == {"inside"} and rendered["networks"]["inside"]["internal"] is True
     assert proxy["read_only"] is True and proxy["cap_drop"] == ["ALL"] and proxy["security_opt"] == ["no-new-privileges:true"]

@@ -23,39 +23,38 @@ fn accepting(gate: &Gate, kinds: &str) -> Answer {
     gate.ask_admin(&request.with("Accept", kinds))
 }
 
-/// Answers plain requests, and echoes in tunnels.
-fn service() -> Backend {
+/// Echoes on sockets, and has one page.
+fn backend() -> Backend {
     Backend::serve(|mut conn| {
-        if !conn.head.has("Upgrade") {
-            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-            return conn.linger();
+        if conn.head.has("Upgrade") {
+            conn.accept();
+            conn.echo();
+        } else {
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            conn.linger();
         }
-        conn.accept();
-        conn.echo();
     })
 }
 
 /// A gate that has counted something under every name.
 fn gate_with_traffic(backend: &Backend) -> Gate {
     let yaml = format!(
-        "keys: [{{ id: alice, secret: {KEY} }}]\nroutes: [{{ name: chat, path: /ws, upstream: \"{}\", http: forward }}]\n",
+        "keys: [{{ id: alice, secret: {KEY} }}]\nroutes: [{{ name: chat, upstream: \"{}\", http: forward }}]\n",
         backend.url()
     );
     let gate = Gate::start(&yaml);
     drop(gate.open(alice()));
     gate.wait_for_open(0);
     gate.refuses(ws("/ws"), 401, "missing_credential");
-    assert_eq!(gate.ask(plain_get("/ws").with("X-Api-Key", KEY)).status(), 200);
-    eventually("the ends are counted", || {
-        let count = |name| gate.metric(name, &[]);
-        count("wsbouncer_tunnels_closed_total") == 1.0 && count("wsbouncer_forwards_ended_total") == 1.0
-    });
+    assert_eq!(gate.ask_status(plain_get("/").with("X-Api-Key", KEY)), 200);
+    eventually("a page is counted", || gate.metric("wsbouncer_forwards_ended_total", &[]) == 1.0);
+    eventually("the end is counted", || gate.metric("wsbouncer_tunnels_closed_total", &[]) == 1.0);
     gate
 }
 
 #[test]
 fn a_reader_gets_the_format_that_it_asks_for() {
-    let backend = service();
+    let backend = backend();
     let gate = gate_with_traffic(&backend);
     // As Prometheus asks.
     let modern = "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
@@ -158,7 +157,7 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
 
 #[test]
 fn the_page_has_every_metric_and_no_other() {
-    let backend = service();
+    let backend = backend();
     let gate = gate_with_traffic(&backend);
     assert_eq!(documented(), families(&accepting(&gate, "*/*").text()));
 }
@@ -175,7 +174,7 @@ fn named(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn dashboard_alerts_and_manifests_use_what_exists() {
-    let backend = service();
+    let backend = backend();
     let gate = gate_with_traffic(&backend);
     let exist: BTreeSet<String> = gate.metrics().0.into_iter().map(|sample| sample.name).collect();
     let mut seen = BTreeSet::new();
