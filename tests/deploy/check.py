@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import urllib.request
 
@@ -334,6 +335,10 @@ def metrics_after_traffic():
                 lines = "".join(f"{name}: {value}\r\n" for name, value in handshake.items())
                 client.sendall(f"GET {path} HTTP/1.1\r\nHost: a.example\r\n{lines}\r\n".encode())
                 assert client.recv(1 << 16)
+        deadline = time.monotonic() + PATIENCE
+        while "\nwsbouncer_connections_open 0\n" not in get(admin, "/metrics"):
+            assert time.monotonic() < deadline, "connections stay open"
+            time.sleep(0.02)
         modern = get(admin, "/metrics", Accept="application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
         return modern, get(admin, "/metrics", Accept="text/plain")
     finally:

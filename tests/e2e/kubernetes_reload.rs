@@ -131,7 +131,7 @@ fn a_hundred_swaps_under_load_close_what_they_revoke_and_nothing_else() {
     const SWAPS: usize = 100;
     let (mut pod, gate) = Pod::start();
     let stop = AtomicBool::new(false);
-    let (mut slowest, mut faults) = (Duration::ZERO, 0);
+    let (mut times, mut faults) = (Vec::new(), 0);
     thread::scope(|scope| {
         let (stop, gate) = (&stop, &gate);
         // Ended even when an assertion fails, or the scope waits for ever.
@@ -157,7 +157,7 @@ fn a_hundred_swaps_under_load_close_what_they_revoke_and_nothing_else() {
             let start = Instant::now();
             pod.keys.swap(KEYS, &keys_of(n));
             assert_eq!(victim.read_close(), (4401, "revoked".into()), "swap {n}");
-            slowest = slowest.max(start.elapsed());
+            times.push(start.elapsed());
             assert_eq!(gate.ask_status(with(&format!("passing-{}-0123", n - 1))), 401, "swap {n}");
         }
         for client in &mut idle {
@@ -168,8 +168,9 @@ fn a_hundred_swaps_under_load_close_what_they_revoke_and_nothing_else() {
         assert!(rounds.iter().all(|rounds| *rounds > SWAPS), "{rounds:?}");
         assert!(visitor.join().unwrap() > SWAPS);
     });
-    // A second is what is promised; a machine that is busy with other tests gets another.
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // A second is what is promised; on a machine that is busy with other tests some take longer.
+    times.sort();
+    assert!(times[SWAPS * 9 / 10] < Duration::from_secs(1) && times[SWAPS - 1] < Duration::from_secs(5), "{times:?}");
     tells(&gate, true);
     assert!(gate.metric("wsbouncer_config_reloads_total", &[("result", "ok")]) >= SWAPS as f64);
     assert!(gate.metric("wsbouncer_config_reloads_total", &[("result", "failed")]) >= f64::from(faults));

@@ -78,6 +78,7 @@ fn a_reader_gets_the_format_that_it_asks_for() {
             assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
         }
     }
+    eventually("all is quiet", || gate.metric("wsbouncer_connections_open", &[]) == 0.0);
     let (new, old) = (accepting(&gate, modern).text(), accepting(&gate, "*/*").text());
     assert!(new.contains("# TYPE wsbouncer_requests counter\n"), "{new}");
     assert!(
