@@ -65,7 +65,7 @@ impl Reloader {
         proxy: Arc<Proxy>,
         notify: Arc<NotifySocket>,
     ) -> Self {
-        let status = Status::first(&sources, &proxy);
+        let status = Status::first(sources.paths().map(Path::to_owned).collect(), &proxy);
         proxy.metrics.loaded(false);
         let mut watcher = Watch::new();
         watcher.follow(sources.directories());

@@ -1,11 +1,10 @@
 //! How reloads went.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::UnixTime;
-use crate::config::Sources;
 use crate::proxy::Proxy;
 
 /// How the last reload went, for whoever asks.
@@ -40,7 +39,7 @@ const MAX_HISTORY: usize = 20;
 
 impl Status {
     /// The start, which is no reload.
-    pub fn first(sources: &Sources, proxy: &Proxy) -> Self {
+    pub fn first(files: Arc<[PathBuf]>, proxy: &Proxy) -> Self {
         let (at, rules) = (UnixTime::now(), proxy.rules.load());
         let first = Attempt {
             at,
@@ -50,14 +49,7 @@ impl Status {
             tunnels_ended: 0,
             changed: true,
         };
-        Self {
-            ok: true,
-            at,
-            error: None,
-            restart_needed: Vec::new(),
-            files: sources.paths().map(Path::to_owned).collect(),
-            history: VecDeque::from([first]),
-        }
+        Self { ok: true, at, error: None, restart_needed: Vec::new(), files, history: VecDeque::from([first]) }
     }
 
     pub fn add(&mut self, attempt: Attempt) {
