@@ -15,7 +15,7 @@ pub struct Totals {
     handshake: Latency,
 }
 
-/// [`Totals`] at one moment.
+/// All of it at one moment.
 pub struct Sums {
     pub open: i64,
     pub opened: u64,
