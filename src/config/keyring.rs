@@ -6,14 +6,14 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
+use zeroize::Zeroize as _;
 
 use super::compile::{Doors, Env, unset};
 use super::problem::{Faults, FileId, Path, Place, Step, Wrong};
-use super::schema::{From, Key, KeySecret, Tickets};
+use super::schema::{From, Key, KeySecret};
 use super::source::Reader;
 use super::value::UnixTime;
 use crate::auth::api_key::{self, Keys, Taken};
-use crate::auth::ticket::Signer;
 use crate::secret::{Digest, Secret};
 
 /// A secret is a line, not a book.
@@ -107,9 +107,13 @@ impl<'d> Keyring<'d> {
         }
         let routes = self.routes(&key, path, faults, warnings);
         let digests = digests(&key, path, outside, faults, warnings);
-        if key.expires_at.is_some_and(|end| end <= outside.now) {
-            let wrong = Wrong::new(format!("the key \"{id}\" has expired"));
-            warnings.value(&path.field("expires_at"), wrong);
+        if let Some(says) = key.expires_at.and_then(|end| of_end(end, outside.now)) {
+            warnings.value(&path.field("expires_at"), Wrong::new(format!("the key \"{id}\" {says}")));
+        }
+        if key.secrets.iter().filter(|secret| secret.valid_until.is_none()).count() > 1 {
+            let wrong = Wrong::new(format!("the key \"{id}\" has two secrets without an end"));
+            let hint = "give the old one valid_until, or delete it once nobody uses it any more";
+            warnings.value(&path.field("secrets"), wrong.hint(hint));
         }
         if digests.len() < key.secrets.len() {
             self.faulty.insert(key.id, at);
@@ -239,127 +243,68 @@ fn digests(
                 let wrong = wrong.hint("write its sha256 instead; wsbouncer key hash makes it");
                 let place = if key.shorthand { path.field("secret") } else { item.field("plain") };
                 warnings.value(&place, wrong);
+                warn_of_weak(Some(plain), key, &place, warnings);
                 Ok(plain.digest())
             }
             From::Env(name) => {
-                let secret = from_env(name, outside).map(|secret| secret.digest());
-                secret.map_err(|wrong| (item.field("env").place(), wrong))
+                let secret = from_env(name, outside);
+                warn_of_weak(secret.as_ref().ok(), key, &item.field("env"), warnings);
+                secret.map(|secret| secret.digest()).map_err(|wrong| (item.field("env").place(), wrong))
             }
             From::File(name) => {
-                let secret = from_file(name, outside).map(|secret| secret.digest());
-                secret.map_err(|wrong| (item.field("file").place(), wrong))
+                let secret = from_file(name, outside);
+                warn_of_weak(secret.as_ref().ok(), key, &item.field("file"), warnings);
+                secret.map(|secret| secret.digest()).map_err(|wrong| (item.field("file").place(), wrong))
             }
         };
         match digest {
             Ok(digest) => all.push((digest, secret.valid_until)),
             Err((place, wrong)) => faults.place(place, wrong),
         }
-        if secret.valid_until.is_some_and(|end| end <= outside.now) {
-            let wrong = Wrong::new(format!("this secret of the key \"{}\" has expired", key.id));
+        if let Some(says) = secret.valid_until.and_then(|end| of_end(end, outside.now)) {
+            let wrong = Wrong::new(format!("this secret of the key \"{}\" {says}", key.id));
             warnings.value(&item.field("valid_until"), wrong.hint("remove it when nobody uses it any more"));
         }
     }
     all
 }
 
-/// A key that signs for hours is worth more guesses than one of a client.
-const MIN_TICKET_SECRET: usize = 32;
-
-/// Who signs tickets. `issues`: whether some route does so.
-pub fn signer(
-    tickets: &Tickets,
-    issues: bool,
-    root: &Path<'_>,
-    outside: &mut Outside<'_>,
-    faults: &mut Faults,
-    warnings: &mut Faults,
-) -> Signer {
-    let field = root.field("tickets");
-    let list = field.field("secrets");
-    let mut secrets = Vec::new();
-    for secret in &tickets.secrets {
-        let item = list.item(secret.index);
-        let read = match &secret.from {
-            From::Plain(plain) => {
-                let wrong = Wrong::new("a secret that signs tickets stands here in plain text");
-                warnings.value(&item.field("plain"), wrong.hint("write { env: NAME } or { file: PATH } instead"));
-                Ok(Secret::new(plain.as_bytes()))
-            }
-            From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),
-            From::File(name) => from_file(name, outside).map_err(|wrong| (item.field("file").place(), wrong)),
-            // The schema has no such form here.
-            From::Sha256(_) => continue,
-        };
-        match read {
-            Ok(secret) if secret.as_bytes().len() < MIN_TICKET_SECRET => {
-                let wrong = Wrong::new("a secret that signs tickets has at least 32 bytes");
-                faults.value(&item, wrong.hint("openssl rand -base64 32 makes one"));
-            }
-            Ok(secret) => secrets.push(secret),
-            Err((place, wrong)) => faults.place(place, wrong),
-        }
-    }
-    if issues {
-        let wrong = if tickets.secrets.is_empty() {
-            Wrong::new("tickets are signed with a random secret of this process: no other replica takes them, and none does after a restart")
-                .hint("with more than one, give all the same: tickets: { secrets: [{ env: NAME }] }")
-        } else {
-            Wrong::new("a ticket can be used once on each replica: they do not tell each other which were used")
-                .hint("keep ttl short; with one process there is nothing to do")
-        };
-        warnings.value(if tickets.secrets.is_empty() { root } else { &list }, wrong);
-    }
-    Signer::new(&secrets)
-}
-
-/// Fewer could be guessed.
-const MIN_TOKEN: usize = 16;
-
-/// What operators have to show.
-pub fn admin_token(
-    token: Option<&KeySecret>,
-    root: &Path<'_>,
-    outside: &mut Outside<'_>,
-    faults: &mut Faults,
-    warnings: &mut Faults,
-) -> Option<Digest> {
-    let admin = root.field("admin");
-    let item = admin.field("token");
-    let read = match &token?.from {
-        From::Sha256(digest) => return Some(*digest),
-        From::Plain(plain) => {
-            let wrong = Wrong::new("the token of the admin listener stands here in plain text");
-            warnings.value(
-                &item.field("plain"),
-                wrong.hint("write { env: NAME }, { file: PATH } or { sha256: ... } instead"),
-            );
-            Ok(Secret::new(plain.as_bytes()))
-        }
-        From::Env(name) => from_env(name, outside).map_err(|wrong| (item.field("env").place(), wrong)),
-        From::File(name) => from_file(name, outside).map_err(|wrong| (item.field("file").place(), wrong)),
-    };
-    match read {
-        Ok(secret) if secret.as_bytes().len() < MIN_TOKEN => {
-            let wrong = Wrong::new("a token of the admin listener has at least 16 bytes");
-            faults.value(&item, wrong.hint("wsbouncer key new --id admin makes a good one"));
-            None
-        }
-        Ok(secret) => Some(secret.digest()),
-        Err((place, wrong)) => {
-            faults.place(place, wrong);
-            None
-        }
+/// What is said of a date that has passed, or soon will have.
+fn of_end(end: UnixTime, now: UnixTime) -> Option<String> {
+    const DAY: i64 = 86_400;
+    match end.0.saturating_sub(now.0) {
+        left if left <= 0 => Some("has expired".into()),
+        left if left < DAY => Some("expires within a day".into()),
+        left if left < 14 * DAY => Some(format!("expires in {} days", left / DAY)),
+        _ => None,
     }
 }
 
-fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Secret, Wrong> {
+/// Fewer characters than this, or so few different ones, can be found by trying.
+const MIN_SECRET: usize = 16;
+const MIN_DIFFERENT: usize = 6;
+
+fn warn_of_weak(secret: Option<&Secret>, key: &Key, path: &Path<'_>, warnings: &mut Faults) {
+    let Some(secret) = secret else { return };
+    let mut letters = secret.as_bytes().to_vec();
+    letters.sort_unstable();
+    letters.dedup();
+    let is_weak = secret.as_bytes().len() < MIN_SECRET || letters.len() < MIN_DIFFERENT;
+    letters.zeroize();
+    if is_weak {
+        let wrong = Wrong::new(format!("this secret of the key \"{}\" is short enough to be guessed", key.id));
+        warnings.value(path, wrong.hint("wsbouncer key new makes a good one"));
+    }
+}
+
+pub fn from_env(name: &str, outside: &mut Outside<'_>) -> Result<Secret, Wrong> {
     let value = (outside.env)(name).filter(|value| !value.is_empty()).ok_or_else(|| unset(name))?;
     let bytes = zeroize::Zeroizing::new(value.into_encoded_bytes());
     outside.reader.note(&bytes);
     Ok(Secret::new(bytes.as_slice()))
 }
 
-fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Secret, Wrong> {
+pub fn from_file(name: &str, outside: &mut Outside<'_>) -> Result<Secret, Wrong> {
     let path = outside.base.join(name);
     let bytes = outside.reader.read(&path, MAX_SECRET_FILE).map_err(|wrong| {
         let base = if outside.base.as_os_str().is_empty() { FilePath::new(".") } else { outside.base };

@@ -18,6 +18,7 @@ mod problem;
 mod report;
 mod routes;
 pub mod schema;
+mod secrets;
 mod snippet;
 mod source;
 mod traffic;
@@ -110,7 +111,7 @@ impl Load {
         let around = Surroundings { base, env, now };
         let keys = self.keys(&mut file, &root, &doors, &around);
         let issues = table.has_desks();
-        let signer = keyring::signer(
+        let signer = secrets::signer(
             &file.tickets,
             issues,
             &root,
@@ -120,7 +121,7 @@ impl Load {
         );
         let mut outside = around.with(&mut self.reader);
         let token = file.admin_token.take();
-        let token = keyring::admin_token(token.as_ref(), &root, &mut outside, &mut self.faults, &mut self.warnings);
+        let token = secrets::admin_token(token.as_ref(), &root, &mut outside, &mut self.faults, &mut self.warnings);
         self.warn_of_proxies(&file, &root);
         let settings = Settings { listen: file.listen.clone(), admin: file.admin };
         let rules = rules(file, table, upstreams, keys, signer);

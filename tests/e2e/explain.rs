@@ -172,3 +172,49 @@ fn check_says_the_same_in_json() {
     assert_eq!((&good["ok"], &good["routes"], &good["keys"]), (&true.into(), &3.into(), &4.into()));
     assert!(good["warnings"].as_array().unwrap().len() >= 4 && !good.to_string().contains(KEY));
 }
+
+#[test]
+fn check_warns_of_what_is_probably_not_meant() {
+    let soon = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * 5 + 1)).strftime("%Y-%m-%d").to_string();
+    let digest = |byte: &str| byte.repeat(32);
+    let yaml = format!(
+        "listen: 127.0.0.1:0\nadmin: off\ntrusted_proxies: [0.0.0.0/0]\nroutes:\n\
+         - {{ name: main, path: /ws, upstream: \"ws://127.0.0.1:1\", tickets: {{ path: /ticket }} }}\n\
+         - {{ name: open, path: /open, upstream: \"ws://127.0.0.1:1\", auth: none }}\n\
+         - {{ name: shut, path: /shut, upstream: \"ws://127.0.0.1:1\" }}\n\
+         keys:\n\
+         - {{ id: weak, routes: [main], secrets: [{{ plain: letmein }}] }}\n\
+         - {{ id: same, routes: [main], secrets: [{{ plain: aaaaaaaaaaaaaaaaaaaaaaaa }}] }}\n\
+         - {{ id: late, routes: [main], expires_at: {soon}, secrets: [{{ sha256: \"{}\" }}] }}\n\
+         - {{ id: both, routes: [main], secrets: [{{ sha256: \"{}\" }}, {{ sha256: \"{}\" }}] }}\n\
+         - {{ id: lost, routes: [open], secrets: [{{ sha256: \"{}\" }}] }}\n",
+        digest("11"),
+        digest("22"),
+        digest("33"),
+        digest("44"),
+    );
+    let (_dir, path) = file(&yaml);
+    let told = run(&["check", &path], b"");
+    assert_eq!(told.code, 0, "{}", told.err);
+    for says in [
+        "every client is trusted to say who it is",
+        "no key opens the route \"shut\"",
+        "the route \"open\" is open to everybody",
+        "the key \"weak\" has its secret in plain text",
+        "this secret of the key \"weak\" is short enough to be guessed",
+        "this secret of the key \"same\" is short enough to be guessed",
+        "the key \"both\" has two secrets without an end",
+        "the key \"lost\" opens no route",
+        "tickets are signed with a random secret of this process",
+    ] {
+        assert!(told.err.contains(says), "{says}: {}", told.err);
+    }
+    assert!(
+        told.err.contains("the key \"late\" expires in 4 days")
+            || told.err.contains("the key \"late\" expires in 5 days")
+    );
+    assert!(!told.err.contains("letmein"));
+    let signed = yaml.replace("routes:\n-", &format!("tickets: {{ secrets: [{{ plain: {KEY}{KEY} }}] }}\nroutes:\n-"));
+    let (_dir, path) = file(&signed);
+    assert!(run(&["check", &path], b"").err.contains("a ticket can be used once on each replica"));
+}
