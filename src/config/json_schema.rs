@@ -93,8 +93,13 @@ const REQUIRED: &[(&str, &[&str])] = &[
 ];
 
 /// Maps of which one field stands at a time.
-const ONE_OF: &[&str] =
-    &["routes.auth.", "routes.auth.api_key.extract_from.", "routes.auth.ticket.extract_from.", "tickets.secrets."];
+const ONE_OF: &[&str] = &[
+    "routes.auth.",
+    "routes.auth.api_key.extract_from.",
+    "routes.auth.ticket.extract_from.",
+    "tickets.secrets.",
+    "admin.token.",
+];
 
 fn form(field: &Field, path: &str, said: &HashMap<&str, String>) -> Value {
     let below = |section: &Section| object(section, &format!("{path}."), said);
