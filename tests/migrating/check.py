@@ -17,7 +17,8 @@ from pathlib import Path
 
 PAGE = (Path(__file__).parents[2] / "docs/migrating.md").read_text()
 KEY, OTHER, WRONG = "Laptop-Example-Key-0123456789", "Dashboard-Example-Key-0123456789", "wrong-key-0123456789"
-DEADLINE = 5  # seconds, for anything that has to become true
+DEADLINE = 15  # seconds, for anything that has to become true
+BOUNCERS = {"wsbouncer-keys": "keys", "wsbouncer-user": "another header", "wsbouncer-key-file": "key file"}
 results = []
 
 
@@ -141,6 +142,8 @@ class Client:
         self.socket.sendall("".join(line + "\r\n" for line in lines).encode() + b"\r\n")
         status, self.headers = read_head(self.stream)
         self.status = int(status.split(" ")[1]) if status else 0
+        length = dict(self.headers).get("content-length", "0")
+        self.body = "" if self.status == 101 else self.stream.read(int(length)).decode()
         self.seen = read_frame(self.stream)[1].decode() if self.status == 101 else ""
 
     def says(self):
@@ -166,11 +169,34 @@ def status(port, *headers):
     return client.status
 
 
+def refusal(port, *headers):
+    """What a client can read of it, without what differs from one request to the next."""
+    client = Client(port, *headers)
+    client.close()
+    challenge = dict(client.headers).get("www-authenticate")
+    return re.sub(r"[0-9a-f-]{16,}", "", client.body), challenge
+
+
 def shows(key):
     return f"X-Api-Key: {key}"
 
 
 # --- the proxies
+
+
+def edited(text, edit):
+    for old, new in edit:
+        if old not in text:
+            raise SystemExit(f"no {old!r} in\n{text}")
+        text = text.replace(old, new)
+    return text
+
+
+def remedy(line):
+    """A line that the page recommends, which has to be there to be tried."""
+    if f"`{line}`" not in PAGE:
+        raise SystemExit(f"docs/migrating.md does not say {line}")
+    return line
 
 
 def free_port():
@@ -180,13 +206,16 @@ def free_port():
 
 
 class Proxy:
-    """One example, in a directory of its own, with the ports of the page replaced by free ones."""
+    """One example, in a directory of its own, with the ports of the page replaced by free ones.
 
-    def __init__(self, name, files, start, reload, ports, front=8080):
+    `edit` is what the page says about changing it: pairs of a text of the example and what stands there instead.
+    """
+
+    def __init__(self, name, files, start, reload, ports, front=8080, edit=()):
         self.directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=SCRATCH))
         self.ports = {8080: free_port(), **ports}
         self.port = self.ports[front]
-        self.files = {file: self.placed(example(block)) for file, block in files.items()}
+        self.files = {file: self.placed(edited(example(block), edit)) for file, block in files.items()}
         self.start, self.reload_command = start, reload
         self.write()
 
@@ -206,13 +235,14 @@ class Proxy:
                                         env={**os.environ, "HOME": str(self.directory)})
         try:
             until(self.answers, f"{command[0]} listens")
-        except TimeoutError as late:
-            raise SystemExit(f"{late}\n{(self.directory / 'log').read_text()}") from late
+        except (TimeoutError, ChildProcessError) as fault:
+            self.__exit__()
+            raise SystemExit(f"{fault}\n{(self.directory / 'log').read_text()}") from fault
         return self
 
     def answers(self):
         if self.process.poll() is not None:
-            raise SystemExit(f"ended at once:\n{(self.directory / 'log').read_text()}")
+            raise ChildProcessError(f"{self.process.args[0]} ended at once")
         with contextlib.suppress(OSError):
             return socket.create_connection(("127.0.0.1", self.port), timeout=1).close() is None
 
@@ -247,8 +277,20 @@ def nginx(block, **ports):
 
 def haproxy(block, *, keys=None, **ports):
     files = {"haproxy.cfg": block, **({"keys.map": keys} if keys else {})}
-    start = lambda proxy: ["haproxy", "-W", "-f", "haproxy.cfg"]
-    return Proxy(block, files, start, lambda proxy: proxy.process.send_signal(signal.SIGUSR2), **ports)
+    start = lambda proxy: ["haproxy", "-W", "-S", f"unix@{proxy.directory}/master", "-f", "haproxy.cfg"]
+
+    def reload(proxy):
+        """Through the socket of the master process: a signal so soon after the start can get lost."""
+        def asked():
+            with socket.socket(socket.AF_UNIX) as master, contextlib.suppress(OSError):
+                master.settimeout(DEADLINE)
+                master.connect(str(proxy.directory / "master"))
+                master.sendall(b"reload\n")
+                while master.recv(4096):
+                    pass
+                return True
+        until(asked, "the master process of HAProxy listens")
+    return Proxy(block, files, start, reload, **ports)
 
 
 def caddy(block, **ports):
@@ -263,14 +305,15 @@ def caddy(block, **ports):
 
     def reload(proxy):
         config(proxy)
-        subprocess.run(["caddy", "reload", "--force", "--config", "whole", "--adapter", "caddyfile", "--address", f"127.0.0.1:{admin}"],
-                       cwd=proxy.directory, check=True, stdout=proxy.log, stderr=proxy.log, timeout=DEADLINE)
+        subprocess.run(["caddy", "reload", "--config", "whole", "--adapter", "caddyfile",
+                        "--address", f"127.0.0.1:{admin}"], cwd=proxy.directory, check=True,
+                       stdout=proxy.log, stderr=proxy.log, timeout=DEADLINE)
     return Proxy(block, {"Caddyfile": block}, start, reload, **ports)
 
 
 def wsbouncer(block, *, keys=None, **ports):
     def start(proxy):
-        proxy.files["wsbouncer.yaml"] += f"admin: off\n"
+        proxy.files["wsbouncer.yaml"] += "admin: off\n"
         proxy.write()
         return [os.environ["WSBOUNCER"], "serve", "--config", "wsbouncer.yaml"]
     files = {"wsbouncer.yaml": block, **({"keys.yaml": keys} if keys else {})}
@@ -280,6 +323,22 @@ def wsbouncer(block, *, keys=None, **ports):
 # --- what is looked at
 
 
+def names(port):
+    """What the service reads as the name of the caller, when a client with a good key says that it is `admin`."""
+    headers = ("X-Auth-Key-Id", "X-Auth-User")
+    forged = [f"{spelling}: admin" for name in headers for spelling in (name, name.replace("-", "_"))]
+    client = Client(port, shows(KEY), *forged)
+    client.close()
+    seen = [line.split(": ") for line in client.seen.splitlines()]
+    told = {name.lower(): [] for name in headers}
+    for name, value in seen:
+        if (name := name.replace("_", "-")) in told:
+            told[name].append(value)
+    # The header which the example sets, or both if it sets none: what a service would look at.
+    set_here = [values for values in told.values() if "laptop" in values] or list(told.values())
+    return ", ".join(sorted({value for values in set_here for value in values}, key=lambda value: value != "laptop"))
+
+
 def observe(proxy, remove):
     """The cells of a row of the page's table."""
     port = proxy.port
@@ -287,7 +346,9 @@ def observe(proxy, remove):
     row = [str(opened.status), f"{status(port)}, {status(port, shows(WRONG))}", str(status(port, shows(KEY.swapcase())))]
     row += [str(status(port, shows(KEY), shows(KEY)))]
     row += [f"{status(port, shows(KEY), shows(WRONG))}, {status(port, shows(WRONG), shows(KEY))}"]
+    row += ["yes" if refusal(port) != refusal(port, shows(WRONG)) else "no"]
     row += ["yes" if KEY in opened.seen else "no"]
+    row += [names(port)]
     page = Client(port, f"Sec-WebSocket-Protocol: x-api-key, {KEY}")
     selected = dict(page.headers).get("sec-websocket-protocol")
     row += [f"{page.status}, `{selected}`" if selected else str(page.status)]
@@ -312,6 +373,29 @@ def compare(name, version, row):
         report(title, False, f"seen: {line}\n    page: {says[0] if says else 'no such row'}")
 
 
+def check_remedies(ports):
+    """The lines that the page offers to those who stay where they are."""
+    hidden = [
+        ("nginx", nginx, "nginx-map", "        proxy_read_timeout", remedy('proxy_set_header X-Api-Key "";')),
+        ("HAProxy", haproxy, "haproxy-acl", "    default_backend", remedy("http-request del-header X-Api-Key")),
+        ("Caddy", caddy, "caddy-header", "reverse_proxy 127.0.0.1:9000", remedy("header_up -X-Api-Key")),
+    ]
+    for title, make, block, before, line in hidden:
+        new = f"{before} {{\n{line}\n}}" if make is caddy else f"{line}\n{before}"
+        with make(block, ports=ports, edit=[(before, new)]) as proxy:
+            client = Client(proxy.port, shows(KEY))
+            report(f"{title}: {line}: 101, and the key stays there",
+                   client.status == 101 and KEY not in client.seen, f"{client.status} {client.seen}")
+            client.close()
+    exact = remedy('"~^Laptop-Example-Key-0123456789$"')
+    with nginx("nginx-map", ports=ports, edit=[(f'"{KEY}"', exact)]) as proxy:
+        seen = status(proxy.port, shows(KEY)), status(proxy.port, shows(KEY.swapcase()))
+        report("nginx: a regular expression in the map tells capitals from small letters", seen == (101, 401), str(seen))
+    with caddy("caddy-header", ports=ports, edit=[(KEY, KEY[:6] + "*")]) as proxy:
+        seen = status(proxy.port, shows(KEY)), status(proxy.port, shows(KEY[:6] + "-anything"))
+        report("Caddy: a star in a value matches anything", seen == (101, 101), str(seen))
+
+
 def version(command, pattern):
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     return re.search(pattern, ran.stdout + ran.stderr).group(1)
@@ -324,13 +408,7 @@ def main():
         "nginx": version(["nginx", "-v"], r"nginx/([\d.]+)"),
         "HAProxy": version(["haproxy", "-v"], r"version ([\d.]+)"),
         "Caddy": version(["caddy", "version"], r"v?([\d.]+)"),
-        "wsbouncer": version([os.environ["WSBOUNCER"], "--version"], r"([\d.]+)"),
     }
-
-    def forget(proxy):
-        """The service that knows the keys forgets one, and the proxy is told to read its file again all the same."""
-        authorizer.keys.pop(KEY)
-        proxy.remove_laptop()
 
     rows = [
         ("nginx", "map", lambda: nginx("nginx-map", ports=ports)),
@@ -340,11 +418,12 @@ def main():
         ("Caddy", "header", lambda: caddy("caddy-header", ports=ports)),
         ("Caddy", "forward_auth", lambda: caddy("caddy-forward-auth", ports=ports)),
     ]
-    for program, way, make in rows[int(os.environ.get("X","0")):]:
+    for program, way, make in rows:
         authorizer.keys = {KEY: "laptop", OTHER: "dashboard"}
         with make() as proxy:
+            # Where a service knows the keys, it forgets one, and there is nothing for the proxy to read again.
             asks = way in ("auth_request", "forward_auth")
-            row = observe(proxy, (lambda: forget(proxy)) if asks else proxy.remove_laptop)
+            row = observe(proxy, (lambda: authorizer.keys.pop(KEY)) if asks else proxy.remove_laptop)
             compare(f"{program}, {way},", versions[program], row)
 
     bouncers = {
@@ -359,7 +438,7 @@ def main():
             told = [line for line in client.seen.splitlines() if line.startswith(header + ":")]
             report(f"{name}: the service is told who it is, once", told == [f"{header}: laptop"], str(told))
             client.close()
-            compare(f"wsbouncer, `{name.removeprefix('wsbouncer-')}`,", versions["wsbouncer"], observe(proxy, proxy.remove_laptop))
+            compare(f"wsbouncer, {BOUNCERS[name]},", "this version", observe(proxy, proxy.remove_laptop))
 
     # What stays in front: the answers of wsbouncer come through, and so does the end of a revoked connection.
     fronts = {"nginx-front": nginx, "haproxy-front": haproxy, "caddy-front": caddy}
@@ -369,15 +448,18 @@ def main():
             opened, other = Client(proxy.port, shows(KEY)), Client(proxy.port, shows(OTHER))
             refused = [status(proxy.port), status(proxy.port, shows(WRONG)), status(proxy.port, shows(KEY.swapcase()))]
             refused += [status(proxy.port, shows(KEY), shows(KEY))]
-            report(f"{name}: 101 with the key, 401 without", [opened.status, *refused] == [101, 401, 401, 401, 400], str(refused))
+            report(f"{name}: 101 with the key, 401 without it",
+                   [opened.status, *refused] == [101, 401, 401, 401, 400], str(refused))
             report(f"{name}: the key does not reach the service", KEY not in opened.seen, opened.seen)
             bouncer.remove_laptop()
             until(lambda: status(proxy.port, shows(KEY)) == 401, "the removed key is refused")
             ends = [opened.says(), other.says()]
-            report(f"{name}: the removed key's connection is closed, no other", ends == ["closed, 4401", "stays open"], str(ends))
+            report(f"{name}: the removed key's connection is closed, no other",
+                   ends == ["closed, 4401", "stays open"], str(ends))
             opened.close()
             other.close()
 
+    check_remedies(ports)
     failed = results.count(False)
     print(f"{len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0
