@@ -35,6 +35,15 @@ def report(name, good, why=""):
     print(("ok - " if good else "not ok - ") + name + ("" if good else f"\n    {why}"), flush=True)
 
 
+@contextlib.contextmanager
+def case(name):
+    """What breaks in one case is that case's failure, and the others go on."""
+    try:
+        yield
+    except (TimeoutError, OSError, AttributeError, TypeError, subprocess.SubprocessError) as fault:
+        report(name, False, repr(fault))
+
+
 def until(condition, what):
     end = time.monotonic() + DEADLINE
     while time.monotonic() < end:
@@ -420,7 +429,7 @@ def main():
     ]
     for program, way, make in rows:
         authorizer.keys = {KEY: "laptop", OTHER: "dashboard"}
-        with make() as proxy:
+        with case(f"{program}, {way}"), make() as proxy:
             # Where a service knows the keys, it forgets one, and there is nothing for the proxy to read again.
             asks = way in ("auth_request", "forward_auth")
             row = observe(proxy, (lambda: authorizer.keys.pop(KEY)) if asks else proxy.remove_laptop)
@@ -432,7 +441,7 @@ def main():
         "wsbouncer-key-file": lambda used: wsbouncer("wsbouncer-key-file", keys="wsbouncer-key-file-keys", ports=used),
     }
     for name, make in bouncers.items():
-        with make({**ports, 8090: free_port()}) as proxy:
+        with case(name), make({**ports, 8090: free_port()}) as proxy:
             client = Client(proxy.port, shows(KEY), "X-Auth-User: admin", "X-Auth-Key-Id: admin")
             header = "x-auth-user" if name == "wsbouncer-user" else "x-auth-key-id"
             told = [line for line in client.seen.splitlines() if line.startswith(header + ":")]
@@ -444,7 +453,7 @@ def main():
     fronts = {"nginx-front": nginx, "haproxy-front": haproxy, "caddy-front": caddy}
     for name, front in fronts.items():
         used = {**ports, 8090: free_port()}
-        with wsbouncer("wsbouncer-keys", ports=used) as bouncer, front(name, ports=used) as proxy:
+        with case(name), wsbouncer("wsbouncer-keys", ports=used) as bouncer, front(name, ports=used) as proxy:
             opened, other = Client(proxy.port, shows(KEY)), Client(proxy.port, shows(OTHER))
             refused = [status(proxy.port), status(proxy.port, shows(WRONG)), status(proxy.port, shows(KEY.swapcase()))]
             refused += [status(proxy.port, shows(KEY), shows(KEY))]
