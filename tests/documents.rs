@@ -9,7 +9,7 @@ use std::process::Command;
 
 use wsbouncer::denial::Reason;
 
-const DOCUMENTS: [&str; 15] = [
+const DOCUMENTS: [&str; 16] = [
     "README.md",
     "CHANGELOG.md",
     "docs/admin.md",
@@ -19,6 +19,7 @@ const DOCUMENTS: [&str; 15] = [
     "docs/first-message.md",
     "docs/graphql.md",
     "docs/metrics.md",
+    "docs/migrating.md",
     "docs/mqtt.md",
     "docs/ocpp.md",
     "docs/performance.md",
