@@ -196,24 +196,27 @@ fn find_key((keys, wanted): (&'static Keys, Vec<Digest>)) -> (Vec<Digest>, usize
     (wanted, found)
 }
 
-fn verify_setup() -> (Verifier, Credential, Keys) {
+/// A verifier, what is shown to it, and what that is judged by.
+type Case = (Verifier, Credential, Keys, Signer);
+
+fn verify_setup() -> Case {
     let mut keys = keys(10);
     keys.add(&key("mine"), &[(Digest::of(KEY.as_bytes()), None)]).unwrap();
     let (places, mut parts, mut offered) = header_setup();
     let credential = take(&places, &mut parts, &mut offered, true).unwrap().unwrap();
-    (Verifier::of_keys(places.into_iter().map(|(place, _)| place)), credential, keys)
+    (Verifier::of_keys(places.into_iter().map(|(place, _)| place)), credential, keys, Signer::new(&[]))
 }
 
 // From a credential to a principal: the digest (by code without special instructions, as valgrind knows none), and one
 // look-up.
 #[library_benchmark]
 #[bench::good(verify_setup())]
-fn verify_key((verifier, credential, keys): (Verifier, Credential, Keys)) -> impl Sized {
-    let (signer, address) = (Signer::new(&[]), std::net::Ipv4Addr::LOCALHOST.into());
+fn verify_key((verifier, credential, keys, signer): Case) -> impl Sized {
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
     let tickets = Tickets { signer: &signer, burned: None, route: "main", origin: b"", address };
     let facts = Facts { keys: &keys, now: NOW, tickets };
     let principal = verify(&verifier, Some(black_box(&credential)), &facts).unwrap();
-    (principal, verifier, credential, keys)
+    (principal, verifier, credential, keys, signer)
 }
 
 // Routes.
