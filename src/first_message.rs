@@ -1,7 +1,7 @@
 //! The first message of a client, before there is anybody to relay it to: RFC 6455 frames read into one text, under a
 //! bound of bytes. Pure: bytes in, what to do out.
 
-use crate::frame::{self, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT, header_length};
+use crate::frame::{self, Head, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT};
 
 const OPCODE_CONTINUATION: u8 = 0;
 const OPCODE_BINARY: u8 = 2;
@@ -87,7 +87,7 @@ impl Intake {
     /// The first [`Fault`], at the earliest byte that shows it.
     pub fn take(&mut self, more: &[u8]) -> Result<Option<First>, Fault> {
         self.bytes.extend_from_slice(more);
-        while let Some(header) = Header::read(&self.bytes[self.used..]) {
+        while let Some(header) = Head::read(&self.bytes[self.used..]) {
             self.check(&header)?;
             // Below the bounds that were just checked.
             let length = usize::try_from(header.length).map_err(|_| Fault::TooBig)?;
@@ -104,7 +104,7 @@ impl Intake {
         Ok(None)
     }
 
-    fn check(&self, header: &Header) -> Result<(), Fault> {
+    fn check(&self, header: &Head) -> Result<(), Fault> {
         let is_control = header.opcode >= 8;
         if header.mask.is_none() || header.reserved || (is_control && (!header.is_final || header.length > 125)) {
             return Err(Fault::Protocol);
@@ -123,7 +123,7 @@ impl Intake {
     }
 
     /// Whether the message is whole with it.
-    fn frame(&mut self, header: &Header, payload: Vec<u8>) -> Result<bool, Fault> {
+    fn frame(&mut self, header: &Head, payload: Vec<u8>) -> Result<bool, Fault> {
         match header.opcode {
             OPCODE_CLOSE => return Err(Fault::Closed),
             OPCODE_PING | OPCODE_PONG => {
@@ -145,41 +145,6 @@ impl Intake {
         }
         self.is_under_way = !header.is_final;
         Ok(header.is_final)
-    }
-}
-
-/// A frame's header, read at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Header {
-    is_final: bool,
-    /// Whether one of the reserved bits is set.
-    reserved: bool,
-    opcode: u8,
-    length: u64,
-    mask: Option<[u8; 4]>,
-    /// Bytes of the header itself.
-    size: usize,
-}
-
-impl Header {
-    /// `None` while it is not whole.
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let (&[first, second], _) = bytes.split_first_chunk()?;
-        let size = header_length(second);
-        let rest = bytes.get(2..size)?;
-        let is_masked = second & 0x80 != 0;
-        let (length, mask) = rest.split_at(rest.len() - if is_masked { 4 } else { 0 });
-        Some(Self {
-            is_final: first & 0x80 != 0,
-            reserved: first & 0x70 != 0,
-            opcode: first & 0x0f,
-            length: match second & 0x7f {
-                short @ 0..126 => u64::from(short),
-                _ => length.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
-            },
-            mask: mask.try_into().ok(),
-            size,
-        })
     }
 }
 

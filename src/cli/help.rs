@@ -23,7 +23,7 @@ Environment:
   A flag wins over its variable.
 
 Exit codes:
-  0  done (`probe`: ready; `check`: no fault; `serve`, `demo`: told to stop)
+  0  done (`probe`: ready, let in; `check`: no fault; `serve`, `demo`: told to stop)
   1  cannot run (a port is taken, no answer, stdout is closed)
   2  the YAML file has a fault, or the command line has
 
@@ -124,14 +124,29 @@ Examples:
   In a Dockerfile:
     HEALTHCHECK CMD [\"/wsbouncer\", \"probe\"]
 
+  A WebSocket, from the handshake to the service and back:
+    wsbouncer probe ws://127.0.0.1:8080/ws --key-file key.txt
+    MY_KEY=test_api_key wsbouncer probe ws://127.0.0.1:8080/ws --key-env MY_KEY \\
+      --subprotocol-pair x-api-key --origin https://chat.example.com --echo=hello
+
+The key:
+  Comes from a variable or a file, never from the command line, where other users
+  and the shell's history see it; it is printed nowhere.
+
 Output:
-  The status line and the body of the answer: on stdout when the status is 200,
-  on stderr otherwise.
+  http://  the status line and the body of the answer: on stdout when the status is
+           200, on stderr otherwise.
+  ws://    well, refused, late or failed; status, subprotocol, extensions and
+           X-Request-Id; and what connect, handshake and ping (or echo) took. On
+           stdout when it went well, on stderr otherwise. As JSON: always on stdout.
+
+  Refused is an answer other than 101, with the reason and the detail of its body; or
+  a Close, with its code and reason, that comes before the Pong or the echo.
 
 Exit codes:
-  0  the answer was 200
-  1  another status, no answer, or none in time
-  2  the URL has a fault";
+  0  the answer was 200; the Pong or the echo came
+  1  another status, refused, no answer, or none in time
+  2  the command line has a fault, or the key cannot be read";
 
 pub(super) const SCHEMA: &str = "\
 Examples:

@@ -14,6 +14,7 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -64,10 +65,12 @@ pub enum Command {
     #[command(subcommand, arg_required_else_help = true)]
     Key(KeyCommand),
 
-    /// Ask a running wsbouncer whether it is ready.
+    /// Ask a running wsbouncer whether it is ready, or open a WebSocket through it.
     ///
-    /// One HTTP GET, by default of the admin address' /readyz. Needs no shell and no curl, and so can be the health
-    /// check of a container. Connecting may take 2 seconds, the whole of it 5.
+    /// For http://, one GET, by default of the admin address' /readyz. Needs no shell and no curl, and so can be the
+    /// health check of a container. Connecting may take 2 seconds, the whole of it 5. For ws://, a handshake, then a
+    /// Ping and its Pong, or a message and its echo: says what was negotiated and how long each of it took, or why it
+    /// was refused.
     #[command(after_long_help = PROBE)]
     Probe(ProbeArgs),
 
@@ -187,9 +190,56 @@ pub struct KeyNewArgs {
 
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
-    /// What to GET; http:// only
+    /// What to GET, as http://; or where to open a WebSocket, as ws://
     #[arg(default_value = "http://127.0.0.1:9901/readyz", value_parser = probe::Target::parse)]
     pub url: probe::Target,
+
+    #[command(flatten)]
+    pub socket: Option<SocketArgs>,
+}
+
+/// For ws:// only.
+#[derive(Debug, Default, Args)]
+pub struct SocketArgs {
+    /// The environment variable that holds the key
+    #[arg(long, value_name = "NAME")]
+    pub key_env: Option<String>,
+
+    /// The file that holds the key, in one line
+    #[arg(long, value_name = "PATH", conflicts_with = "key_env")]
+    pub key_file: Option<PathBuf>,
+
+    /// The header that carries the key, where it is not X-Api-Key; in Authorization it becomes "Bearer KEY"
+    #[arg(long, value_name = "NAME", value_parser = probe::header)]
+    pub header: Option<String>,
+
+    /// Offer the key as a subprotocol, behind this one
+    #[arg(long, value_name = "MARKER", value_parser = probe::token, conflicts_with = "header")]
+    pub subprotocol_pair: Option<String>,
+
+    /// A subprotocol to offer, in order; may be given several times
+    #[arg(long, value_name = "ITEM", value_parser = probe::token)]
+    pub subprotocol: Vec<String>,
+
+    /// The Origin that a browser would send
+    #[arg(long, value_name = "ORIGIN", value_parser = probe::value)]
+    pub origin: Option<String>,
+
+    /// The Host to ask for, where it is not the one of the URL
+    #[arg(long, value_name = "HOST", value_parser = probe::value)]
+    pub host: Option<String>,
+
+    /// Send a text message, and want it back; without this: a Ping
+    #[arg(long, value_name = "TEXT", num_args = 0..=1, require_equals = true, default_missing_value = "wsbouncer probe")]
+    pub echo: Option<String>,
+
+    /// How long all of it may take, such as 500ms; 5s if not said
+    #[arg(long, value_name = "TIME", value_parser = probe::timeout)]
+    pub timeout: Option<Duration>,
+
+    /// Lines for people, or one JSON object on stdout; human if not said
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<OutputFormat>,
 }
 
 #[derive(Debug, Args)]

@@ -1,9 +1,11 @@
 //! RFC 6455 frame headers, and nothing more: follow frames as they pass, write a Close or a Ping between two of them.
 
 mod fault;
+mod head;
 mod write;
 
 pub use self::fault::Fault;
+pub use self::head::Head;
 pub use self::write::{PingPayload, close, control, ping, text};
 
 /// Follows one direction of a tunnel through its frames (RFC 6455 section 5.2), without looking at payloads. It knows at

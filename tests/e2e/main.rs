@@ -21,6 +21,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod notify;
+mod probe;
 mod relay;
 mod reload;
 mod subprotocol;
