@@ -301,7 +301,7 @@ fn no_secret_leaves_the_process_in_any_spelling() {
 #[test]
 fn warnings_of_the_configuration_are_told_once() {
     let backend = Backend::manual();
-    let gate = Gate::start(&format!("keys: [{{ id: a, secret: canary }}]\nupstream: {}\n", backend.url()));
+    let gate = Gate::start(&format!("keys: [{{ id: a, secret: canary-of-many-letters }}]\nupstream: {}\n", backend.url()));
     let warnings = || gate.log_lines(|line| line.is("warning"));
     gate.log_line(|line| line.is("warning"));
     assert_eq!(warnings().len(), 1, "{:?}", warnings());
@@ -311,7 +311,7 @@ fn warnings_of_the_configuration_are_told_once() {
     let edited = gate.yaml().replace("}]", "}] # edited");
     gate.reloads(|| fs::write(gate.file(), edited).unwrap());
     assert_eq!(warnings().len(), 1, "{:?}", warnings());
-    let edited = gate.yaml().replace("}]", "}, { id: b, secret: canary-2 }]");
+    let edited = gate.yaml().replace("}]", "}, { id: b, secret: canary-of-other-letters }]");
     gate.reloads(|| fs::write(gate.file(), edited).unwrap());
     assert_eq!(warnings().len(), 2, "{:?}", warnings());
     assert!(!gate.raw_log().contains("canary"));
