@@ -301,7 +301,8 @@ fn no_secret_leaves_the_process_in_any_spelling() {
 #[test]
 fn warnings_of_the_configuration_are_told_once() {
     let backend = Backend::manual();
-    let gate = Gate::start(&format!("keys: [{{ id: a, secret: canary-of-many-letters }}]\nupstream: {}\n", backend.url()));
+    let gate =
+        Gate::start(&format!("keys: [{{ id: a, secret: canary-of-many-letters }}]\nupstream: {}\n", backend.url()));
     let warnings = || gate.log_lines(|line| line.is("warning"));
     gate.log_line(|line| line.is("warning"));
     assert_eq!(warnings().len(), 1, "{:?}", warnings());
