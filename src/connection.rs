@@ -124,12 +124,7 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
         }
     };
     match reply {
-        Reply::Opened(answer, opened) => {
-            if let (Some(idle), Stream::Tcp(upstream)) = (keepalive, &opened.upstream) {
-                upstream.ask_after(idle);
-            }
-            begin(client, early, &answer, opened, &proxy).await
-        }
+        Reply::Opened(answer, opened) => begin(client, early, &answer, opened, &proxy).await,
         Reply::Asked(answer, asked) => Box::pin(hear(client, early, &answer, *asked, &proxy)).await,
         Reply::Declined(answer, _place) => {
             turn_away(client, &early, &answer).await;
@@ -174,7 +169,7 @@ async fn begin(mut client: Socket, early: Vec<u8>, answer: &[u8], opened: Opened
         Ok(Ok(())) => {
             let mut opened = opened;
             opened.start.from_client = early;
-            return Some(relay(client, opened));
+            return Some(relay(client, opened, proxy));
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the client did not read the answer".to_owned(),
@@ -217,7 +212,7 @@ async fn hear(mut client: Socket, early: Vec<u8>, answer: &[u8], asked: Asked, p
                 }
             };
             match opened {
-                Ok(opened) => return Some(relay(client, opened)),
+                Ok(opened) => return Some(relay(client, opened, proxy)),
                 Err(close) => close,
             }
         }
@@ -273,7 +268,10 @@ async fn first_message(
     }
 }
 
-fn relay(client: Socket, opened: Opened) -> Tunnel {
+fn relay(client: Socket, opened: Opened, proxy: &Proxy) -> Tunnel {
+    if let (Some(idle), Stream::Tcp(upstream)) = (proxy.rules.load().tcp_keepalive, &opened.upstream) {
+        upstream.ask_after(idle);
+    }
     let Opened { seat, upstream, start, bounds } = opened;
     Tunnel { relay: Relay::new(client, upstream, &start, bounds), seat }
 }
