@@ -11,6 +11,7 @@ use http::request::Parts;
 
 use crate::admit::{Door, admit};
 use crate::answer::Answer;
+use crate::auth::credential::Carrier;
 use crate::auth::ticket::Burned;
 use crate::auth::{Credential, Facts, Principal, Tickets, verify};
 use crate::clock::UnixTime;
@@ -197,14 +198,16 @@ impl Proxy {
         entry: &mut Entry,
     ) -> Result<(Seat, Option<Answerable<'c>>), Denial> {
         let Knock { rules, route, caller, parts, asks } = knock;
-        // A page is many requests: a ticket in a cookie loads them all, and opens one tunnel.
-        let burned = matches!(asks, Asks::Tunnel(_)).then_some(&self.burned);
+        // A page is many requests, and a browser sends its cookies with each: such a ticket loads them all, and opens one
+        // tunnel. Any other is used up by whatever shows it.
+        let carrier = credential.map(Credential::carrier);
+        let is_of_page = matches!(asks, Asks::Page(_)) && carrier == Some(&Carrier::TicketCookie);
+        let burned = (!is_of_page).then_some(&self.burned);
         let asked = (&**rules, &**route, &parts.headers, caller);
         let principal = self.verify(asked, credential, burned)?; // who they are               401 429 503
         entry.key = principal.key().map(|key| key.id.clone());
         entry.secret = principal.secret().copied();
         entry.trail.note("principal", || principal.to_string());
-        let carrier = credential.map(Credential::carrier);
         let answerable = asks.upgrade().map(|upgrade| upgrade.check_answerable(carrier)).transpose()?; // 400
         let door = Door { name: &route.name, conditions: &route.conditions };
         let admission = admit(&door, principal, carrier, &parts.headers, caller, &self.counts)?; // 403 429 503

@@ -345,4 +345,8 @@ fn a_ticket_in_a_cookie_loads_pages_and_opens_one_socket() {
     gate.open(dial());
     gate.refuses(dial(), 401, "invalid_credential");
     gate.refuses(plain_get("/app/"), 401, "missing_credential");
+    // Only what a browser sends along by itself: a ticket in a URL is used up by the first request, of either kind.
+    let url = plain_get(&format!("/app/a?ticket={}", ticket(&gate)));
+    assert_eq!(gate.ask_status(&url), 200);
+    gate.refuses(&url, 401, "invalid_credential");
 }
