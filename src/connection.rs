@@ -185,7 +185,7 @@ async fn begin(mut client: Socket, early: Vec<u8>, answer: &[u8], opened: Opened
 /// Says no. A socket that is closed with nothing unread in it delivers what was written; where more is to come, it is
 /// read for a moment.
 async fn refuse(mut client: Socket, answer: &[u8], is_more_to_come: bool) {
-    let written = timeout(ANSWER, client.write_all(answer)).await;
+    let written = timeout(ANSWER, client.write_last(answer)).await;
     if is_more_to_come && matches!(written, Ok(Ok(()))) {
         linger(client).await;
     }

@@ -81,7 +81,7 @@ impl Knock {
 
 /// A client whose handshake is complete, and whose first message is to say who it is.
 pub struct Asked {
-    pub knock: Knock,
+    pub knock: Box<Knock>,
     pub entry: Entry,
     /// Among those who are waited for.
     pub place: Guest,

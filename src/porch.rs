@@ -13,7 +13,7 @@ use crate::random;
 
 impl Proxy {
     /// Completes the handshake of whoever is to prove itself by its first message. What needs no proof is looked at first.
-    pub(crate) fn ask(&self, mut knock: Knock, entry: &Entry) -> Result<Done, Denial> {
+    pub(crate) fn ask(&self, mut knock: Box<Knock>, entry: &Entry) -> Result<Done, Denial> {
         check_origin(knock.route.conditions.origins.as_deref(), &knock.parts.headers, None)?;
         let wanted = knock.route.verifier.first_message().and_then(|first| first.subprotocol.clone());
         let Asks::Tunnel(upgrade) = &mut knock.asks else {
@@ -27,7 +27,7 @@ impl Proxy {
             Denial::new(Reason::AtCapacity, "all connections are in use").because("limits.max_waiting is reached")
         })?;
         let answer = handshake::switch(upgrade.key(), wanted.as_deref(), &entry.id);
-        Ok(Done::Asked(answer, Box::new(knock), place))
+        Ok(Done::Asked(answer, knock, place))
     }
 
     /// The first message of a client that was asked for it: what the relay needs.
@@ -39,7 +39,7 @@ impl Proxy {
         let wanted = knock.route.verifier.first_message();
         let credential = wanted.and_then(|wanted| wanted.read(&first.text));
         let forwarded = wanted.filter(|wanted| wanted.forward).map(|_| frame::text(&first.text, random::bytes()));
-        match self.enter(knock, credential, &mut entry).await {
+        match self.enter(&knock, credential.as_ref(), &mut entry).await {
             Ok(Done::Opened(_, mut opened)) => {
                 self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
                 opened.start.from_client = forwarded.unwrap_or_default();

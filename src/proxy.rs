@@ -1,4 +1,4 @@
-//! The life of a request. Every step is a line in `Proxy::open` or, after it, in `Proxy::enter`; the order is the security
+//! The life of a request. Every step is a line in `Proxy::receive` or, after it, in `Proxy::enter`; the order is the security
 //! of this program.
 
 use std::sync::Arc;
@@ -76,10 +76,9 @@ pub(crate) enum Done {
 }
 
 /// A request as far as it is understood.
-#[expect(clippy::large_enum_variant, reason = "moved once, and the large one is the common one")]
 pub(crate) enum Received {
     Served(Answer),
-    Knock(Knock, Option<Credential>),
+    Knock(Box<Knock>, Option<Credential>),
 }
 
 impl Proxy {
@@ -96,18 +95,30 @@ impl Proxy {
         }
     }
 
-    /// Answers one request. Never fails: a refusal is an answer.
-    pub async fn handle(&self, peer: Peer, parts: Parts) -> Reply {
+    /// Answers one request. Never fails: a refusal is an answer. What can be said at once is decided before this returns;
+    /// the future holds what is left, and nothing twice.
+    pub fn handle(&self, peer: Peer, parts: Parts) -> impl Future<Output = Reply> {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
         let mut decline = None;
-        match self.open(peer, parts, &mut entry, &mut decline).await {
+        let received = self.receive(peer, parts, &mut entry, &mut decline);
+        async move {
+            let done = match received {
+                Ok(Received::Served(answer)) => Ok(Done::Served(answer)),
+                Ok(Received::Knock(knock, None)) if knock.awaits_message() => self.ask(knock, &entry),
+                Ok(Received::Knock(knock, credential)) => self.enter(&knock, credential.as_ref(), &mut entry).await,
+                Err(denial) => Err(denial),
+            };
+            self.reply(done, entry, decline)
+        }
+    }
+
+    fn reply(&self, done: Result<Done, Denial>, entry: Entry, decline: Option<Decline>) -> Reply {
+        match done {
             Ok(Done::Opened(answer, opened)) => {
                 self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
                 Reply::Opened(answer, opened)
             }
-            Ok(Done::Asked(answer, knock, place)) => {
-                Reply::Asked(answer, Box::new(Asked { knock: *knock, entry, place }))
-            }
+            Ok(Done::Asked(answer, knock, place)) => Reply::Asked(answer, Box::new(Asked { knock, entry, place })),
             Ok(Done::PassedThrough(refusal)) => {
                 entry.passed_through(refusal.status.as_u16());
                 self.metrics.answered(entry.route_label(), Outcome::PassedThrough, entry.since.elapsed());
@@ -140,20 +151,6 @@ impl Proxy {
         self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
     }
 
-    async fn open(
-        &self,
-        peer: Peer,
-        parts: Parts,
-        entry: &mut Entry,
-        decline: &mut Option<Decline>,
-    ) -> Result<Done, Denial> {
-        match self.receive(peer, parts, entry, decline)? {
-            Received::Served(answer) => Ok(Done::Served(answer)),
-            Received::Knock(knock, None) if knock.awaits_message() => self.ask(knock, entry),
-            Received::Knock(knock, credential) => self.enter(knock, credential, entry).await,
-        }
-    }
-
     /// What is asked for, by whom, and what they show.
     pub(crate) fn receive(
         &self,
@@ -180,7 +177,7 @@ impl Proxy {
                 Asks::Tunnel(parsed.map_err(|denial| self.explain(denial, &rules, &route, &mut parts, &caller))?) // 400 426
             }
         };
-        let mut knock = Knock { rules, route, caller, parts, asks };
+        let mut knock = Box::new(Knock { rules, route, caller, parts, asks });
         let credential = knock.take_credential(decline)?; // 400
         entry.trail.note("request", || knock.asks.to_string());
         entry.trail.note("credential", || {
@@ -220,12 +217,12 @@ impl Proxy {
     /// Lets in whoever may come in, if the service says yes.
     pub(crate) async fn enter(
         &self,
-        knock: Knock,
-        credential: Option<Credential>,
+        knock: &Knock,
+        credential: Option<&Credential>,
         entry: &mut Entry,
     ) -> Result<Done, Denial> {
-        let (seat, answerable) = self.let_in(&knock, credential.as_ref(), entry)?;
-        let Knock { rules, route, caller, parts, asks } = &knock;
+        let (seat, answerable) = self.let_in(knock, credential, entry)?;
+        let Knock { rules, route, caller, parts, asks } = knock;
         let principal = &seat.live().principal;
         let (upgrade, answerable) = match (asks, answerable) {
             (Asks::Tunnel(upgrade), Some(answerable)) => (upgrade, answerable),

@@ -36,7 +36,7 @@ impl Proxy {
             Received::Knock(knock, None) if knock.awaits_message() => self.ask(knock, &entry).map(|_| Would::Ask),
             Received::Knock(knock, credential) => {
                 let (seat, _) = self.let_in(&knock, credential.as_ref(), &mut entry)?;
-                let Knock { rules, route, caller, parts, asks } = &knock;
+                let Knock { rules, route, caller, parts, asks } = &*knock;
                 let principal = &seat.live().principal;
                 Ok(match asks {
                     Asks::Page(_) => Would::Forward(route.clone()),

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq;
+use subtle::{Choice, ConstantTimeEq};
 use zeroize::Zeroizing;
 
 /// What a caller showed, or what a file held. Never printed, wiped when dropped.
@@ -91,7 +91,9 @@ impl From<[u8; 32]> for Digest {
 
 impl PartialEq for Digest {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        // Word by word: the same, in an eighth of the steps.
+        let both = self.0.as_chunks::<8>().0.iter().zip(other.0.as_chunks::<8>().0);
+        both.fold(Choice::from(1), |same, (a, b)| same & u64::from_ne_bytes(*a).ct_eq(&u64::from_ne_bytes(*b))).into()
     }
 }
 

@@ -7,8 +7,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::{SendFlags, send};
 use socket2::{Domain, Protocol, TcpKeepalive, Type};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
 use crate::queue::{Side, Ticket};
@@ -36,6 +37,8 @@ impl Socket {
     pub fn connect(to: SocketAddr) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
+        // The request goes at once, and takes the acknowledgement with it: a packet less.
+        let _ = socket.set_tcp_quickack(false);
         match socket.connect(&to.into()) {
             Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Err(error),
             _ => Ok(Self::new(socket.into(), to.ip())),
@@ -59,6 +62,24 @@ impl Socket {
         if gone.await.is_ok_and(|count| count > 0) {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Writes the last that this side has to say. Behind it the socket has to be shut down or dropped.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn write_last(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut written = 0;
+        std::future::poll_fn(|cx| {
+            while written < bytes.len() {
+                match ready!(Pin::new(&mut *self).poll_write_last(cx, &bytes[written..]))? {
+                    0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
+                    count => written += count,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
     }
 
     /// Has TCP look after a peer that could vanish without a word. On this machine none can: its kernel closes for it.
@@ -97,6 +118,22 @@ impl Socket {
         }
     }
 
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        attempt: impl Fn(&mut TcpStream, &[u8]) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let turn = ready!(poll_proceed(cx));
+        if self.ticket.is_some() {
+            ready!(self.poll_wait(cx, Side::Write))?;
+        }
+        let count = ready!(self.poll_try(cx, Side::Write, |stream| attempt(stream, bytes)))?;
+        turn.made_progress();
+        self.note(Side::Write, count, bytes.len());
+        Poll::Ready(Ok(count))
+    }
+
     /// Less than there was room for: that was all.
     fn note(&self, side: Side, count: usize, room: usize) {
         if let Some(ticket) = self.ticket.as_ref().filter(|_| 0 < count && count < room) {
@@ -125,15 +162,8 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let turn = ready!(poll_proceed(cx));
-        if self.ticket.is_some() {
-            ready!(self.poll_wait(cx, Side::Write))?;
-        }
-        let count = ready!(self.poll_try(cx, Side::Write, |stream| stream.write(bytes)))?;
-        turn.made_progress();
-        self.note(Side::Write, count, bytes.len());
-        Poll::Ready(Ok(count))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, bytes, |stream, bytes| stream.write(bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -142,6 +172,25 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.stream.shutdown(Shutdown::Write))
+    }
+}
+
+/// A stream whose end can go out together with its last bytes.
+pub trait WriteLast: AsyncWrite {
+    /// Writes as [`AsyncWrite::poll_write`] does. The end of the stream has to follow at once: until then what was written
+    /// may be held back.
+    fn poll_write_last(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write(cx, bytes)
+    }
+}
+
+/// What tests relay over.
+impl WriteLast for DuplexStream {}
+
+impl WriteLast for Socket {
+    fn poll_write_last(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut()
+            .poll_send(cx, bytes, |stream, bytes| Ok(send(stream, bytes, SendFlags::NOSIGNAL | SendFlags::MORE)?))
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::denial::{Denial, Reason};
 use crate::fields::{Twice, only};
 use crate::handshake::{self, Switched, Upgrade};
-use crate::socket::Socket;
+use crate::socket::{Socket, WriteLast};
 use crate::tunnels::Seat;
 
 /// One upstream of the file.
@@ -365,6 +365,8 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+impl WriteLast for Stream {}
 
 #[cfg(test)]
 mod tests {

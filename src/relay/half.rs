@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::guard::{Cut, Excess, Guard};
 use crate::frame::Follower;
+use crate::socket::WriteLast;
 
 /// What one read takes at most. Larger ones save system calls on large frames.
 const SCRATCH: usize = 256 * 1024;
@@ -66,16 +67,18 @@ impl Half {
         half
     }
 
-    /// Moves bytes until the reader ends, which is `Ready(Ok)`, or one of the two has to be waited for.
+    /// Moves bytes until the reader ends, which is `Ready(Ok)`, or one of the two has to be waited for. `ends_by_close`:
+    /// behind a Close comes the end of the writer's stream, at once.
     pub(super) fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
+        ends_by_close: bool,
     ) -> Poll<Result<(), Broken>>
     where
         R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        W: WriteLast + Unpin,
     {
         if self.ended {
             return Poll::Ready(Ok(()));
@@ -87,7 +90,7 @@ impl Half {
             let turn = if self.guard.is_some() {
                 self.guarded_turn(cx, reader, writer)
             } else {
-                self.turn(cx, reader, writer)
+                self.turn(cx, reader, writer, ends_by_close)
             };
             match turn {
                 Poll::Ready(Ok(true)) => return Poll::Ready(Ok(())),
@@ -104,10 +107,16 @@ impl Half {
     }
 
     /// Read, follow, write. Whether the reader has ended.
-    fn turn<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<bool, Broken>>
+    fn turn<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        ends_by_close: bool,
+    ) -> Poll<Result<bool, Broken>>
     where
         R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        W: WriteLast + Unpin,
     {
         BUFFER.with_borrow_mut(|buffer| {
             let mut buffer = ReadBuf::new(buffer);
@@ -120,7 +129,12 @@ impl Half {
             if !self.writer_gone {
                 self.follower.follow(bytes);
                 self.bytes += bytes.len() as u64;
-                if self.kept.write_through(cx, writer, bytes).is_err() {
+                let written = if ends_by_close && self.follower.saw_close() && !bytes.is_empty() {
+                    self.kept.write_last(cx, writer, bytes)
+                } else {
+                    self.kept.write_through(cx, writer, bytes)
+                };
+                if written.is_err() {
                     self.give_up();
                 }
             }
@@ -306,6 +320,24 @@ impl Kept {
         }
         self.0 = None;
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes bytes that the end of the stream is to follow, and keeps the rest. Nothing is kept yet.
+    fn write_last<W: WriteLast + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut W,
+        bytes: &[u8],
+    ) -> Result<(), ()> {
+        match Pin::new(&mut *writer).poll_write_last(cx, bytes) {
+            Poll::Ready(Ok(count)) if count == bytes.len() => Ok(()),
+            Poll::Ready(Ok(0) | Err(_)) => Err(()),
+            Poll::Ready(Ok(count)) => self.write_through(cx, writer, &bytes[count..]),
+            Poll::Pending => {
+                self.keep(bytes);
+                Ok(())
+            }
+        }
     }
 
     /// Writes bytes at once and keeps the rest. Nothing is kept yet.

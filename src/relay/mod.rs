@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncRead;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::closing::{Closing, Order};
@@ -30,6 +30,7 @@ use self::tick::{next_tick, refilled_at, tick};
 use crate::clock::UnixTime;
 use crate::end::{Cause, End};
 use crate::frame::{self, Follower};
+use crate::socket::WriteLast;
 
 /// A date is looked at again after this, because clocks are set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
@@ -77,8 +78,8 @@ pub struct Relay<D, U> {
 
 impl<D, U> Relay<D, U>
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + WriteLast + Unpin,
+    U: AsyncRead + WriteLast + Unpin,
 {
     pub fn new(client: D, upstream: U, start: &Start, bounds: Bounds) -> Self {
         let now = Instant::now();
@@ -181,7 +182,7 @@ where
         if self.up.done {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.up.poll(cx, &mut self.client, &mut self.upstream))?;
+        ready!(self.up.poll(cx, &mut self.client, &mut self.upstream, false))?;
         self.up.ended = true;
         self.up.release();
         if self.was_said() {
@@ -191,11 +192,18 @@ where
     }
 
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        if self.down.done {
+        if self.down.done && self.down.ended {
             return Poll::Ready(Ok(()));
         }
         if !self.down.ended {
-            ready!(self.down.poll(cx, &mut self.upstream, &mut self.client))?;
+            let client_closed = self.up.follower.saw_close();
+            let polled = self.down.poll(cx, &mut self.upstream, &mut self.client, client_closed);
+            // Both have said Close. To end the connection is the server's part, which is ours here (RFC 6455 section 7.1.1);
+            // if the upstream has ended it too, all of it is over in this turn.
+            if polled.is_pending() && client_closed && self.down.follower.saw_close() && self.down.kept.is_empty() {
+                let _ = self.down.poll_finish(cx, &mut self.client);
+            }
+            ready!(polled)?;
             self.down.ended = true;
             // An upstream that ends without a Close has died, as far as anybody can tell.
             let can_close = self.down.is_between() && self.down.may_close();
