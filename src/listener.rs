@@ -13,6 +13,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::cap::Cap;
 use crate::desk::Desks;
 use crate::socket::keepalive;
 
@@ -33,7 +34,10 @@ pub async fn accept(listener: TcpListener, desks: &Desks) {
     };
     let mut followed = Weak::new();
     loop {
-        desks.room().wait_for_place().await;
+        if !desks.room().has_place() {
+            desks.proxy().metrics.limit_reached(Cap::OpenFiles);
+            desks.room().wait_for_place().await;
+        }
         let Ok(mut ready) = listener.readable().await else { return };
         let rules = desks.proxy().rules.load();
         let (keepalive, is_new) = (rules.tcp_keepalive, !std::ptr::eq(followed.as_ptr(), Arc::as_ptr(&rules)));
