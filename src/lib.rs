@@ -43,7 +43,7 @@
 //! | origin, scope, limits | [`admit`], [`limit`] | pure |
 //! | on the list, asked once more | [`tunnels`], [`rules`] | |
 //! | dial, our handshake, its answer checked | [`headers`], [`upstream`], [`handshake`] | `connect`, `handshake` |
-//! | bytes both ways, frames followed | [`relay`], [`frame`], [`traffic`] | `idle`, `max_lifetime`, sizes and rates, dates, drain |
+//! | bytes both ways, frames followed | [`relay`], [`frame`], [`traffic`] | `idle`, `write_stall`, `max_lifetime`, sizes and rates, dates, drain |
 //! | or a plain request and its answer, where the route says `http: forward` | [`forward`] | the same |
 //! | one line, counters, permits back | [`log`], [`metrics`] | |
 
