@@ -12,7 +12,6 @@ impl Network {
         const V4: u64 = 0xffff_ffff << 32;
         Self(match address.to_canonical() {
             IpAddr::V4(address) => V4 | u64::from(address.to_bits()),
-            #[expect(clippy::cast_possible_truncation, reason = "the upper half of 128 bits has 64")]
             IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
         })
     }
