@@ -2,6 +2,7 @@
 //! changes the limits and never the counts.
 
 mod attempts;
+mod here;
 mod network;
 mod room;
 mod shares;
@@ -15,6 +16,7 @@ use std::time::Instant;
 use tracing::warn;
 
 use self::attempts::Attempts;
+use self::here::{Among, Here, leave};
 use self::network::Network;
 pub use self::room::Room;
 pub use self::shares::Limits;
@@ -56,19 +58,6 @@ struct Open {
     /// Of all addresses together.
     all: Here,
     attempts: Attempts,
-}
-
-/// How many of one address are here.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Here {
-    /// Tunnels, and handshakes of those who may have one.
-    open: u32,
-    /// Connections that are no tunnel yet, or never will be one.
-    pending: u32,
-    /// Those of them that are waited for to send their first message.
-    waiting: u32,
-    /// Those of them that were refused with a Close frame and have not gone yet.
-    declined: u32,
 }
 
 impl Default for Counts {
@@ -304,40 +293,12 @@ impl Counts {
     }
 }
 
-impl Here {
-    fn count(&mut self, among: Among) -> &mut u32 {
-        match among {
-            Among::Pending => &mut self.pending,
-            Among::Waiting => &mut self.waiting,
-            Among::Declined => &mut self.declined,
-        }
-    }
-}
-
-/// Lowers a count of an address, and forgets one of which nobody is left.
-fn leave(addresses: &mut HashMap<Network, Here>, address: Network, lower: impl FnOnce(&mut Here)) {
-    if let Some(here) = addresses.get_mut(&address) {
-        lower(here);
-        if *here == Here::default() {
-            addresses.remove(&address);
-        }
-    }
-}
-
 /// What becomes of a new connection.
 pub enum Arrived {
     Welcome(Guest),
     /// To be told so.
     TooMany(Guest),
     Flood,
-}
-
-/// Who has a place and no tunnel.
-#[derive(Debug, Clone, Copy)]
-enum Among {
-    Pending,
-    Waiting,
-    Declined,
 }
 
 /// One place among those who are here and have no tunnel; given back on drop.

@@ -27,6 +27,7 @@ use self::control::ExpiryDate;
 use self::guard::Guard;
 pub use self::guard::{Pinging, Watch};
 use self::half::{Broken, Half, Side};
+pub use self::terms::Bounds;
 use self::terms::Terms;
 use self::tick::{earlier, next_tick, refilled_at, tick};
 use crate::clock::UnixTime;
@@ -35,17 +36,6 @@ use crate::frame::{self, Follower};
 
 /// A date is looked at again after this, because clocks are set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
-
-/// When a tunnel ends by itself. `None`: not for this reason.
-#[derive(Debug, Clone)]
-pub struct Bounds {
-    pub idle: Option<Duration>,
-    /// When its lifetime is over.
-    pub until: Option<Instant>,
-    pub half_close: Duration,
-    /// How long one side may take nothing of what waits for it.
-    pub write_stall: Option<Duration>,
-}
 
 /// What each side had sent before the relay began, and whether extensions were agreed on.
 #[derive(Debug, Default)]

@@ -1,10 +1,19 @@
-//! The bounds of a tunnel in few bytes: there are as many as there are tunnels.
+//! The bounds of a tunnel, and the same in few bytes: there are as many of these as there are tunnels.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Bounds;
+/// When a tunnel ends by itself. `None`: not for this reason.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    pub idle: Option<Duration>,
+    /// When its lifetime is over.
+    pub until: Option<Instant>,
+    pub half_close: Duration,
+    /// How long one side may take nothing of what waits for it.
+    pub write_stall: Option<Duration>,
+}
 
 /// [`Bounds`], as a relay keeps them.
 pub(super) struct Terms {

@@ -10,8 +10,6 @@
 
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::net::IpAddr;
-use std::sync::Arc;
 
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 use http::request::Parts;
@@ -25,7 +23,6 @@ use wsbouncer::clock::UnixTime;
 use wsbouncer::config::{self, Config};
 use wsbouncer::frame::Follower;
 use wsbouncer::head;
-use wsbouncer::limit::{Arrived, Counts, Permit, Wanted};
 use wsbouncer::secret::Digest;
 
 const KEY: &str = "wsb_0123456789abcdefghijklmnopqrstuvwxyzABCDEF";
@@ -249,51 +246,13 @@ fn find_route(config: Config, host: &str, path: &str) -> Config {
     config
 }
 
-// Places.
-
-type Counted = (Arc<Counts>, Arc<str>, Arc<str>, Vec<Permit>);
-
-/// Counts in which somebody else is already, and the route and the key of the next one.
-fn places_setup() -> Counted {
-    let (counts, route, key) = (Arc::<Counts>::default(), Arc::from("chat"), Arc::from("bench"));
-    let permits = (1..100).map(|last| permit(&counts, &route, &key, IpAddr::from([192, 0, 2, last]))).collect();
-    (counts, route, key, permits)
-}
-
-fn permit(counts: &Arc<Counts>, route: &Arc<str>, key: &Arc<str>, address: IpAddr) -> Permit {
-    let wanted = Wanted {
-        route,
-        max_of_route: None,
-        key: Some(key),
-        secret: None,
-        max_of_key: None,
-        max_of_key_on_route: None,
-        address,
-    };
-    counts.admit(&wanted).unwrap()
-}
-
-// What a connection takes of the limits from its first moment to the end of its tunnel.
-#[library_benchmark]
-#[bench::of_a_tunnel(places_setup())]
-fn take_places((counts, route, key, others): Counted) -> (Arc<Counts>, Vec<Permit>) {
-    let address = black_box(IpAddr::from([198, 51, 100, 1]));
-    let Arrived::Welcome(place) = counts.arrive(address) else { return (counts, others) };
-    let permit = permit(&counts, &route, &key, address);
-    permit.opened();
-    drop(place);
-    drop(permit);
-    (counts, others)
-}
-
 library_benchmark_group!(name = frames_group, benchmarks = [follow, follow_cut]);
 library_benchmark_group!(name = heads_group, benchmarks = [read_head]);
 library_benchmark_group!(name = credentials_group, benchmarks = [take_credential, verify_key, find_key]);
-library_benchmark_group!(name = places_group, benchmarks = [take_places]);
 library_benchmark_group!(name = routes_group, benchmarks = [find_route]);
 
 main!(
     // Without a model of caches, which nobody reads here, it takes half the time.
     config = LibraryBenchmarkConfig::default().tool(Callgrind::with_args(["--cache-sim=no"])),
-    library_benchmark_groups = [frames_group, heads_group, credentials_group, places_group, routes_group]
+    library_benchmark_groups = [frames_group, heads_group, credentials_group, routes_group]
 );
