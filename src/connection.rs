@@ -14,12 +14,14 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::auth::first_message::FirstMessage;
+use crate::cap::Cap;
 use crate::denial::{Denial, Reason};
 use crate::end::{Cause, End};
 use crate::first_message::{self, First, Intake};
 use crate::frame::Follower;
 use crate::head::{self, Fault};
 use crate::knock::Asked;
+use crate::limit::Arrived;
 use crate::log::{self, Entry};
 use crate::peer::Peer;
 use crate::proxy::{Opened, Proxy, Reply};
@@ -91,9 +93,24 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
     let peer = Peer::new(address);
     let from = peer.address.ip();
     let mut client = Socket::new(stream, from);
-    let (head_timeout, keepalive) = {
+    let (head_timeout, keepalive, is_proxy) = {
         let rules = proxy.rules.load();
-        (rules.head_timeout, rules.tcp_keepalive)
+        (rules.head_timeout, rules.tcp_keepalive, rules.trusted_proxies.trust(from))
+    };
+    // Held until there is a tunnel, or nothing. Of a trusted proxy it is known later for whom it speaks.
+    let mut place = match (!is_proxy).then(|| proxy.counts.arrive(from)) {
+        None => None,
+        Some(Arrived::Welcome(place)) => Some(place),
+        Some(Arrived::TooMany(_place)) => {
+            // Before it has asked for anything: what comes in all the same is not read by anybody.
+            let answer = proxy.deny(&Entry::without_request(from), &Denial::full(Cap::PendingPerAddress));
+            refuse(client, answer.as_bytes(), true).await;
+            return None;
+        }
+        Some(Arrived::Flood) => {
+            proxy.metrics.limit_reached(Cap::PendingPerAddress);
+            return None;
+        }
     };
     let (parts, early) = match read_head(&mut client, head_timeout).await {
         Ok(request) => request,
@@ -117,7 +134,7 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
     };
     let reply = tokio::select! {
         biased;
-        reply = proxy.handle(peer, parts) => reply,
+        reply = proxy.handle(peer, parts, &mut place) => reply,
         () = hung_up, if early.is_empty() => {
             debug!(caller = %from, "the client hung up during the handshake");
             return None;
@@ -131,6 +148,8 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
             None
         }
         Reply::Forward(entry, forward) => {
+            // It counts as a tunnel does.
+            drop(place);
             let ended = Box::pin(forward.run(&entry, client, early, keepalive, &proxy.metrics)).await;
             if let Some(denial) = ended.refusal {
                 let answer = proxy.deny(&entry, &denial);
@@ -273,7 +292,7 @@ fn relay(client: Socket, opened: Opened, proxy: &Proxy) -> Tunnel {
         upstream.ask_after(idle);
     }
     let Opened { seat, upstream, start, bounds } = opened;
-    Tunnel { relay: Relay::new(client, upstream, &start, bounds), seat }
+    Tunnel { relay: Relay::new(client, upstream, &start, &bounds), seat }
 }
 
 /// Says no in a Close frame, and waits for the client's own, so that its page gets to read the code.

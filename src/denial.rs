@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use crate::answer::{Answer, Draft};
+use crate::cap::Cap;
 use crate::fields::push_json;
 use crate::secret::Digest;
 
@@ -161,6 +162,8 @@ pub struct Denial {
     allow: &'static str,
     /// Of a Close frame, where the framing itself was wrong.
     close: Option<u16>,
+    /// The limit that was reached, where that is why.
+    pub cap: Option<Cap>,
 }
 
 impl Denial {
@@ -175,7 +178,27 @@ impl Denial {
             challenge: None,
             allow: "GET",
             close: None,
+            cap: None,
         }
+    }
+
+    /// For whoever is one too many.
+    pub fn full(cap: Cap) -> Self {
+        let (reason, detail) = match cap {
+            Cap::Connections | Cap::Waiting | Cap::Declined | Cap::OpenFiles => {
+                (Reason::AtCapacity, "all connections are in use")
+            }
+            Cap::FailedAttempts => (Reason::TooManyAttempts, "too many failed attempts from this address"),
+            Cap::ConnectionsPerAddress
+            | Cap::ConnectionsOfRoute
+            | Cap::ConnectionsOfKey
+            | Cap::ConnectionsOfKeyOnRoute
+            | Cap::PendingPerAddress
+            | Cap::PendingPerKey
+            | Cap::DeclinedPerAddress
+            | Cap::WaitingPerAddress => (Reason::TooManyConnections, "too many connections are open already"),
+        };
+        Self { cap: Some(cap), ..Self::new(reason, detail).because(cap.says()) }
     }
 
     pub fn bad_handshake(detail: &'static str) -> Self {

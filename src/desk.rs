@@ -96,7 +96,7 @@ impl Arrival {
 impl Place {
     fn at(desk: &Arc<Desk>) -> Self {
         desk.open.fetch_add(1, Relaxed);
-        desk.proxy.counts.enter();
+        desk.proxy.counts.room().enter();
         Self(desk.clone())
     }
 }
@@ -104,6 +104,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Relaxed);
-        self.0.proxy.counts.leave();
+        self.0.proxy.counts.room().leave();
     }
 }

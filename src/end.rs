@@ -38,10 +38,12 @@ pub enum Cause {
     ProtocolError,
     /// An operator has closed this one.
     ClosedByOperator,
+    /// One side took nothing of what was there for it.
+    WriteStall,
 }
 
 impl Cause {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Client,
         Self::Upstream,
         Self::ClientLost,
@@ -62,6 +64,7 @@ impl Cause {
         Self::RateExceeded,
         Self::ProtocolError,
         Self::ClosedByOperator,
+        Self::WriteStall,
     ];
 
     pub fn word(self) -> &'static str {
@@ -86,6 +89,7 @@ impl Cause {
             Self::RateExceeded => "rate_exceeded",
             Self::ProtocolError => "protocol_error",
             Self::ClosedByOperator => "closed_by_operator",
+            Self::WriteStall => "write_stall",
         }
     }
 
@@ -98,7 +102,9 @@ impl Cause {
             Self::NotAllowedOnRoute => 4403,
             Self::RouteRemoved | Self::Drain | Self::Shutdown => 1012,
             Self::UpstreamLost => 1014,
-            Self::IdleTimeout | Self::MaxLifetime | Self::HalfCloseTimeout | Self::PingTimeout => 1001,
+            Self::IdleTimeout | Self::MaxLifetime | Self::HalfCloseTimeout | Self::PingTimeout | Self::WriteStall => {
+                1001
+            }
             Self::MessageTooBig => 1009,
             Self::RateExceeded => 4429,
             Self::ProtocolError => 1002,
@@ -119,7 +125,7 @@ pub struct End {
     pub cause: Cause,
     /// The code of the first Close frame that was passed on or sent to the client.
     pub code: Option<u16>,
-    /// What was too much or wrong, where that is the cause.
+    /// What was too much, wrong or stuck, where that is the cause.
     pub breach: Option<Breach>,
 }
 
@@ -146,7 +152,7 @@ impl Direction {
     }
 }
 
-/// Something that must not pass.
+/// Something that must not pass, or does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Breach {
     pub direction: Direction,

@@ -66,7 +66,7 @@ impl Knock {
         let offered = match &mut self.asks {
             Asks::Page(_) => &mut nothing,
             Asks::Tunnel(upgrade) => {
-                *decline = Decline::of(&self.route, upgrade, &self.parts.headers, self.rules.max_declined);
+                *decline = Decline::of(&self.route, upgrade, &self.parts.headers, self.caller.address);
                 &mut upgrade.protocols
             }
         };

@@ -23,7 +23,7 @@
 //! process   main -> server -> { worker, reload, admin }, cli
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> answer, socket (queue), peer, random, denial, end, secret, clock, fields, traffic, rules,
+//! facts     everyone -> answer, socket (queue), peer, random, denial (cap), end, secret, clock, fields, traffic, rules,
 //!           tunnels, log, metrics, notify_socket
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
@@ -35,6 +35,7 @@
 //! | step | where | bounded by |
 //! | --- | --- | --- |
 //! | accept, hand to a thread | [`listener`], [`desk`], [`worker`] | descriptors; errors never end the loop |
+//! | a place among those without a tunnel | [`connection`], [`limit`] | so many of one address |
 //! | raw head read, vetted, parsed | [`head`] | deadline, 16 KiB, 64 lines |
 //! | caller, route | [`peer`], [`route`] | pure |
 //! | is it an upgrade? | [`handshake`] | pure |
@@ -42,7 +43,7 @@
 //! | origin, scope, limits | [`admit`], [`limit`] | pure |
 //! | on the list, asked once more | [`tunnels`], [`rules`] | |
 //! | dial, our handshake, its answer checked | [`headers`], [`upstream`], [`handshake`] | `connect`, `handshake` |
-//! | bytes both ways, frames followed | [`relay`], [`frame`], [`traffic`] | `idle`, `max_lifetime`, sizes and rates, dates, drain |
+//! | bytes both ways, frames followed | [`relay`], [`frame`], [`traffic`] | `idle`, `write_stall`, `max_lifetime`, sizes and rates, dates, drain |
 //! | or a plain request and its answer, where the route says `http: forward` | [`forward`] | the same |
 //! | one line, counters, permits back | [`log`], [`metrics`] | |
 
@@ -77,6 +78,7 @@ pub mod template;
 pub mod upstream;
 
 pub mod answer;
+pub mod cap;
 pub mod clock;
 pub mod denial;
 pub mod end;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
@@ -13,11 +13,14 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::cap::Cap;
 use crate::desk::Desks;
 use crate::socket::keepalive;
 
 /// Pauses between attempts to accept when descriptors or memory are out.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Nobody needs to be told more often than this that it is so.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Connections that are taken before those that are here have their turn.
 const BATCH: usize = 32;
 
@@ -31,9 +34,12 @@ pub async fn accept(listener: TcpListener, desks: &Desks) {
         Ok(listener) => listener,
         Err(error) => return warn!(%error, "cannot listen"),
     };
-    let mut followed = Weak::new();
+    let (mut followed, mut said) = (Weak::new(), None::<Instant>);
     loop {
-        desks.room().wait_for_place().await;
+        if !desks.room().has_place() {
+            desks.proxy().metrics.limit_reached(Cap::OpenFiles);
+            desks.room().wait_for_place().await;
+        }
         let Ok(mut ready) = listener.readable().await else { return };
         let rules = desks.proxy().rules.load();
         let (keepalive, is_new) = (rules.tcp_keepalive, !std::ptr::eq(followed.as_ptr(), Arc::as_ptr(&rules)));
@@ -61,7 +67,10 @@ pub async fn accept(listener: TcpListener, desks: &Desks) {
                 Err(error) if is_about_one_connection(&error) => desks.proxy().metrics.accept_failed(),
                 Err(error) => {
                     desks.proxy().metrics.accept_failed();
-                    warn!(%error, "cannot accept connections, trying again");
+                    if said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+                        warn!(%error, "cannot accept connections, trying again");
+                        said = Some(Instant::now());
+                    }
                     sleep(PAUSE).await;
                     break;
                 }

@@ -23,9 +23,7 @@ impl Proxy {
         if self.tunnels.is_draining() {
             return Err(Denial::new(Reason::Draining, "this proxy is about to stop"));
         }
-        let place = self.counts.wait_for(knock.rules.max_waiting).ok_or_else(|| {
-            Denial::new(Reason::AtCapacity, "all connections are in use").because("limits.max_waiting is reached")
-        })?;
+        let place = self.counts.wait_for(knock.caller.address)?;
         let answer = handshake::switch(upgrade.key(), wanted.as_deref(), &entry.id);
         Ok(Done::Asked(answer, knock, place))
     }

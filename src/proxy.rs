@@ -1,6 +1,7 @@
 //! The life of a request. Every step is a line in `Proxy::receive` or, after it, in `Proxy::enter`; the order is the security
 //! of this program.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
@@ -14,6 +15,7 @@ use crate::answer::Answer;
 use crate::auth::credential::Carrier;
 use crate::auth::ticket::Burned;
 use crate::auth::{Credential, Facts, Principal, Tickets, verify};
+use crate::cap::Cap;
 use crate::clock::UnixTime;
 use crate::decline::Decline;
 use crate::denial::{Denial, Reason};
@@ -23,7 +25,7 @@ use crate::handshake::{self, Answerable};
 use crate::headers;
 use crate::issue::{self, Served};
 use crate::knock::{Asked, Asks, Knock, find, host};
-use crate::limit::{Counts, Guest};
+use crate::limit::{Arrived, Counts, Guest};
 use crate::log::{self, Entry};
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
@@ -85,7 +87,7 @@ impl Proxy {
     /// With nothing open, and room for so many connections.
     pub fn new(rules: Rules, room: usize) -> Self {
         let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::with_room(room)));
-        counts.set_limits(rules.limits);
+        counts.set_limits(&rules.limits);
         Self {
             metrics: Metrics::new(tunnels.clone(), counts.clone()),
             rules: ArcSwap::from_pointee(rules),
@@ -95,12 +97,18 @@ impl Proxy {
         }
     }
 
-    /// Answers one request. Never fails: a refusal is an answer. What can be said at once is decided before this returns;
-    /// the future holds what is left, and nothing twice.
-    pub fn handle(&self, peer: Peer, parts: Parts) -> impl Future<Output = Reply> {
+    /// Answers one request. Never fails: a refusal is an answer. `place`: of the connection among those without a tunnel;
+    /// taken here where it is only now known for whom a trusted proxy speaks. What can be said at once is decided before
+    /// this returns; the future holds what is left, and nothing twice.
+    pub fn handle<'p>(
+        &'p self,
+        peer: Peer,
+        parts: Parts,
+        place: &mut Option<Guest>,
+    ) -> impl Future<Output = Reply> + use<'p> {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
         let mut decline = None;
-        let received = self.receive(peer, parts, &mut entry, &mut decline);
+        let received = self.receive(peer, parts, &mut entry, (&mut decline, place));
         async move {
             let done = match received {
                 Ok(Received::Served(answer)) => Ok(Done::Served(answer)),
@@ -126,10 +134,14 @@ impl Proxy {
             }
             Ok(Done::Served(answer)) => Reply::Closed(answer),
             Ok(Done::Forward(forward)) => Reply::Forward(entry, forward),
-            Err(denial) => match decline.and_then(|decline| decline.answer(&self.counts, &entry.id, &denial)) {
-                Some((answer, place)) => {
+            Err(denial) => match decline.map(|decline| decline.answer(&self.counts, &entry.id, &denial)) {
+                Some(Ok((answer, place))) => {
                     self.count_refusal(&entry, &denial, Some(denial.close_code()));
                     Reply::Declined(answer, place)
+                }
+                Some(Err(cap)) => {
+                    self.metrics.limit_reached(cap);
+                    Reply::Closed(self.deny(&entry, &denial))
                 }
                 None => Reply::Closed(self.deny(&entry, &denial)),
             },
@@ -148,6 +160,9 @@ impl Proxy {
             self.counts.key_refused(key, denial.secret.as_deref().or(entry.secret.as_ref()));
         }
         self.metrics.refused(entry.route_label(), denial.reason);
+        if let Some(cap) = denial.cap {
+            self.metrics.limit_reached(cap);
+        }
         self.metrics.answered(entry.route_label(), Outcome::Refused, entry.since.elapsed());
     }
 
@@ -157,12 +172,15 @@ impl Proxy {
         peer: Peer,
         mut parts: Parts,
         entry: &mut Entry,
-        decline: &mut Option<Decline>,
+        (decline, place): (&mut Option<Decline>, &mut Option<Guest>),
     ) -> Result<Received, Denial> {
         let rules = self.rules.load_full(); // one snapshot until the tunnel stands
         let caller = rules.trusted_proxies.caller(peer, &parts.headers); // who is calling
         entry.caller = caller.address;
         entry.trail.note("caller", || caller.to_string());
+        if place.is_none() {
+            *place = Some(self.take_place(caller.address)?); // for whom the proxy speaks          429
+        }
         if let Some(desk) = issue::find_desk(&rules, host(&parts), &parts) {
             return Ok(Received::Served(self.serve(&rules, desk, &mut parts, &caller, entry)));
         }
@@ -185,6 +203,14 @@ impl Proxy {
             found.unwrap_or_else(|| "none in the request".into())
         });
         Ok(Received::Knock(knock, credential))
+    }
+
+    /// A place among those of this address that have no tunnel.
+    fn take_place(&self, address: IpAddr) -> Result<Guest, Denial> {
+        match self.counts.arrive(address) {
+            Arrived::Welcome(place) => Ok(place),
+            Arrived::TooMany(_) | Arrived::Flood => Err(Denial::full(Cap::PendingPerAddress)),
+        }
     }
 
     /// Whether whoever shows this may come in.

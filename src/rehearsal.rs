@@ -31,7 +31,7 @@ impl Proxy {
     pub fn rehearse(&self, peer: Peer, parts: Parts) -> (Vec<Step>, Result<Would, Denial>) {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
         entry.trail = Trail::kept();
-        let would = self.receive(peer, parts, &mut entry, &mut None).and_then(|received| match received {
+        let would = self.receive(peer, parts, &mut entry, (&mut None, &mut None)).and_then(|received| match received {
             Received::Served(answer) => Ok(Would::Answer(answer)),
             Received::Knock(knock, None) if knock.awaits_message() => self.ask(knock, &entry).map(|_| Would::Ask),
             Received::Knock(knock, credential) => {

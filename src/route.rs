@@ -69,6 +69,8 @@ pub struct Timeouts {
     pub max_lifetime: Option<Duration>,
     /// How long one direction may live without bytes after the other has ended.
     pub half_close: Duration,
+    /// How long one side may take nothing of what there is for it.
+    pub write_stall: Option<Duration>,
     /// How long a client may be silent before it is asked whether it is there, and how long it has to answer.
     pub ping_interval: Option<Duration>,
     pub ping_timeout: Duration,
@@ -105,6 +107,7 @@ impl Route {
             idle: self.timeouts.idle,
             until: self.timeouts.max_lifetime.map(|lifetime| Instant::now() + lifetime.mul_f64(1.0 - cut)),
             half_close: self.timeouts.half_close,
+            write_stall: self.timeouts.write_stall,
         }
     }
 }

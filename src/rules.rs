@@ -33,10 +33,6 @@ pub struct Rules {
     pub tickets: Signer,
     pub trusted_proxies: TrustedProxies,
     pub limits: Limits,
-    /// How many refused clients may stay at a time to read a Close frame.
-    pub max_declined: u32,
-    /// How many clients may be waited for at a time to send their first message.
-    pub max_waiting: u32,
     /// From accept until the request head is complete.
     pub head_timeout: Duration,
     /// Idle time after which TCP starts to probe a silent peer.

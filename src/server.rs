@@ -103,6 +103,7 @@ impl Server {
             routes = rules.routes.len(),
             keys = rules.keys.len(),
             room = self.proxy.counts.room().most(),
+            max_connections = self.proxy.counts.limits().max_connections,
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
@@ -118,7 +119,7 @@ fn stopping(drain: Duration) -> String {
 
 async fn drain(proxy: &Proxy) {
     let drain = proxy.rules.load().drain;
-    info!(connections = proxy.counts.connections(), timeout = ?drain.timeout, "draining");
+    info!(connections = proxy.counts.room().open(), timeout = ?drain.timeout, "draining");
     // The last one needs time to say its Close.
     let spread = drain.spread.min(drain.timeout.saturating_sub(Duration::from_secs(1)));
     let all_gone = async {
@@ -126,7 +127,7 @@ async fn drain(proxy: &Proxy) {
         proxy.tunnels.empty().await;
         // Refusals that are being read. Whoever has asked for nothing yet is not waited for.
         let no_connections = async {
-            while proxy.counts.connections() > 0 {
+            while proxy.counts.room().open() > 0 {
                 sleep(Duration::from_millis(10)).await;
             }
         };

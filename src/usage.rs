@@ -2,6 +2,7 @@
 //! counts of what is open, and like them outside the rules, so that a reload forgets none of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::clock::UnixTime;
 use crate::secret::Digest;
@@ -14,6 +15,8 @@ pub struct KeyUse {
     pub secrets: Vec<(Digest, Use)>,
     /// Of the routes on which it has tunnels, which are few, how many on each.
     by_route: Vec<(Arc<str>, u32)>,
+    /// Handshakes of it that are no tunnels yet.
+    pending: Arc<AtomicU32>,
 }
 
 /// What is known of the use of a key, or of one of its secrets, since the process started.
@@ -67,8 +70,13 @@ impl KeyUse {
         self.secrets.iter().find(|(known, _)| known == digest).map(|(_, used)| used)
     }
 
-    /// A tunnel is admitted.
-    pub fn begin(&mut self, route: &Arc<str>, secret: Option<&Digest>) {
+    /// How many handshakes of it are under way.
+    pub fn pending(&self) -> u32 {
+        self.pending.load(Relaxed)
+    }
+
+    /// A tunnel is admitted: one more handshake is under way, until what is handed back is lowered again.
+    pub fn begin(&mut self, route: &Arc<str>, secret: Option<&Digest>) -> Arc<AtomicU32> {
         let now = UnixTime::now();
         self.all.begin(now);
         if let Some(secret) = secret {
@@ -78,6 +86,8 @@ impl KeyUse {
             Some((_, count)) => *count += 1,
             None => self.by_route.push((route.clone(), 1)),
         }
+        self.pending.fetch_add(1, Relaxed);
+        self.pending.clone()
     }
 
     /// What was admitted is gone again, whether it was a tunnel (`opened`) or did not become one.
@@ -215,8 +225,8 @@ mod tests {
     #[test]
     fn what_never_opened_was_not_opened() {
         let (mut key, route, secret) = (KeyUse::default(), Arc::from("r"), Digest::of(b"s"));
-        key.begin(&route, Some(&secret));
-        key.begin(&route, Some(&secret));
+        let _ = key.begin(&route, Some(&secret));
+        let _ = key.begin(&route, Some(&secret));
         assert_eq!((key.on("r"), key.all.open, key.all.opened), (2, 2, 2));
         key.end(&route, Some(&secret), false);
         key.end(&route, Some(&secret), true);
@@ -228,7 +238,7 @@ mod tests {
     fn memory_of_secrets_is_bounded_and_keeps_those_in_use() {
         let (mut key, route) = (KeyUse::default(), Arc::from("r"));
         let digest = |n: usize| Digest::of(&n.to_le_bytes());
-        key.begin(&route, Some(&digest(0)));
+        let _ = key.begin(&route, Some(&digest(0)));
         for n in 1..200 {
             key.refuse(Some(&digest(n)));
         }

@@ -268,7 +268,8 @@ fn the_reference_states_the_real_defaults() {
             _ => known[&path],
         };
         if table.is_empty() {
-            let words = ["none", "required", "each its own", "api_key", "the usual places", "host and path"];
+            let words =
+                ["none", "required", "each its own", "api_key", "the usual places", "host and path", "by the room"];
             assert!(words.iter().any(|word| stated.starts_with(word)), "{path} has no default, {stated} is stated");
         } else {
             let end = stated.strip_prefix(table).unwrap_or_else(|| panic!("{path}: {table}, stated is {stated}"));

@@ -501,10 +501,10 @@ async fn run(random: &mut Random, case: Case, up: Arc<Sent>, down: Arc<Sent>) ->
     let size = *[3, 100, 5000, 100_000].get(random.below(4)).unwrap();
     let (client, outside) = duplex(size);
     let (upstream, service) = duplex(size);
-    let bounds = Bounds { idle: None, until: None, half_close: Duration::from_secs(60) };
+    let bounds = Bounds { idle: None, until: None, half_close: Duration::from_secs(60), write_stall: None };
     let start = Start { watch: Some(Box::new(case.watch)), ..Start::default() };
     let control = Arc::new(Control::new(None));
-    let mut relay = Relay::new(outside, upstream, &start, bounds);
+    let mut relay = Relay::new(outside, upstream, &start, &bounds);
     let owed = Owed::default();
     let (client_reads, client_writes) = split(client);
     let (service_reads, service_writes) = split(service);

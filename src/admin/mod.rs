@@ -130,7 +130,7 @@ impl Admin {
             ("/keys", &Method::GET | &Method::HEAD) => keys::list(&proxy.rules.load(), &proxy.counts, query),
             ("/routes", &Method::GET | &Method::HEAD) => rules::routes(&proxy.rules.load(), &proxy.metrics),
             ("/config", &Method::GET | &Method::HEAD) => {
-                rules::config(&proxy.rules.load(), &self.settings, &self.status())
+                rules::config(&proxy.rules.load(), &proxy.counts.limits(), &self.settings, &self.status())
             }
             ("/connections", _) => answers::not_allowed("GET, HEAD, DELETE"),
             ("/events", _) => answers::not_allowed("GET"),

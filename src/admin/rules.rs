@@ -12,6 +12,7 @@ use crate::admit::Origin;
 use crate::auth::credential::{Encoding, Shape};
 use crate::auth::first_message::Format;
 use crate::auth::{Kind, Place, Verifier};
+use crate::limit::Limits;
 use crate::metrics::Metrics;
 use crate::reload::Status;
 use crate::route::{HostPattern, Http, OnFailure, PathPattern, Route};
@@ -44,9 +45,8 @@ pub fn routes(rules: &Rules, metrics: &Metrics) -> Answer {
 }
 
 /// What is in force, all but the keys, which have a list of their own.
-pub fn config(rules: &Rules, settings: &Settings, status: &Status) -> Answer {
+pub fn config(rules: &Rules, limits: &Limits, settings: &Settings, status: &Status) -> Answer {
     let files: Vec<String> = status.files.iter().map(|path| path.display().to_string()).collect();
-    let limits = rules.limits;
     let routes: Vec<Value> = rules.routes.all().map(route).collect();
     answers::json(
         StatusCode::OK,
@@ -61,9 +61,13 @@ pub fn config(rules: &Rules, settings: &Settings, status: &Status) -> Answer {
             "limits": {
                 "max_connections": limits.max_connections,
                 "max_connections_per_address": limits.max_connections_per_address,
+                "max_pending_per_address": limits.max_pending_per_address,
+                "max_pending_per_key": limits.max_pending_per_key,
                 "max_failed_attempts_per_minute": limits.max_failed_attempts_per_minute,
-                "max_declined": rules.max_declined,
-                "max_waiting": rules.max_waiting,
+                "max_declined": limits.max_declined,
+                "max_declined_per_address": limits.max_declined_per_address,
+                "max_waiting": limits.max_waiting,
+                "max_waiting_per_address": limits.max_waiting_per_address,
             },
             "timeouts": { "head": seconds(rules.head_timeout), "tcp_keepalive": rules.tcp_keepalive.map(seconds) },
             "live_connections": {
@@ -120,6 +124,7 @@ fn route(route: &Arc<Route>) -> Value {
             "idle": timeouts.idle.map(seconds),
             "max_lifetime": timeouts.max_lifetime.map(seconds),
             "half_close": seconds(timeouts.half_close),
+            "write_stall": timeouts.write_stall.map(seconds),
             "ping_interval": timeouts.ping_interval.map(seconds),
             "ping_timeout": seconds(timeouts.ping_timeout),
         },

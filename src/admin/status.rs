@@ -20,7 +20,7 @@ pub fn now(proxy: &Proxy, reload: &Status) -> Value {
         "files": reload.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "routes": rules.routes.len(),
         "keys": rules.keys.len(),
-        "connections_open": proxy.counts.connections(),
+        "connections_open": proxy.counts.room().open(),
         "tunnels_open": sums.open,
         "tunnels_opened": sums.opened,
         "refusals": counts(&sums.refusals),

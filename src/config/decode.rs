@@ -14,7 +14,7 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
     let fields = Fields::open(node, &schema::FILE, root, faults)?;
     let listen = listen(&fields, faults);
     let (short, upstreams) = upstreams(&fields, faults);
-    let ((limits, max_declined, max_waiting), (head_timeout, tcp_keepalive)) = process_bounds(&fields, faults);
+    let (limits, (head_timeout, tcp_keepalive)) = process_bounds(&fields, faults);
     let (on_revoked, on_route_removed) = live_connections(&fields, faults);
     let (mut own_keys, mut index) = (Vec::new(), 0);
     fields.list("keys", faults, |item, path, faults| {
@@ -38,8 +38,6 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
         routes,
         has_routes: fields.has("routes"),
         limits,
-        max_declined,
-        max_waiting,
         tickets: tickets(&fields, faults),
         head_timeout,
         tcp_keepalive,
@@ -169,15 +167,17 @@ fn rewrites_host(text: &str) -> Result<bool, Wrong> {
 fn process_bounds(
     fields: &Fields<'_, '_>,
     faults: &mut Faults,
-) -> ((Limits, u32, u32), (std::time::Duration, Option<std::time::Duration>)) {
-    let limits = fields.below("limits", &schema::LIMITS, faults, |limits, faults| {
-        let all = Limits {
-            max_connections: limits.count("max_connections", faults),
-            max_connections_per_address: limits.count("max_connections_per_address", faults),
-            max_failed_attempts_per_minute: limits.count("max_failed_attempts_per_minute", faults),
-        };
-        let mut count = |name| limits.count_or_default(name, faults);
-        (all, count("max_declined"), count("max_waiting"))
+) -> (Limits, (std::time::Duration, Option<std::time::Duration>)) {
+    let limits = fields.below("limits", &schema::LIMITS, faults, |limits, faults| Limits {
+        max_connections: limits.count("max_connections", faults),
+        max_connections_per_address: limits.count("max_connections_per_address", faults),
+        max_pending_per_address: limits.count("max_pending_per_address", faults),
+        max_pending_per_key: limits.count("max_pending_per_key", faults),
+        max_failed_attempts_per_minute: limits.count("max_failed_attempts_per_minute", faults),
+        max_declined: Some(limits.count_or_default("max_declined", faults)),
+        max_declined_per_address: Some(limits.count_or_default("max_declined_per_address", faults)),
+        max_waiting: Some(limits.count_or_default("max_waiting", faults)),
+        max_waiting_per_address: Some(limits.count_or_default("max_waiting_per_address", faults)),
     });
     let timeouts = fields.below("timeouts", &schema::TIMEOUTS, faults, |timeouts, faults| {
         (timeouts.some_duration("head", faults), timeouts.duration_or_off("tcp_keepalive", faults))

@@ -132,7 +132,7 @@ impl<'n, 'p> Fields<'n, 'p> {
         };
         if count.is_none() {
             let wrong = match node {
-                Node::Integer(0) => Wrong::new("this must be at least 1").hint("leave it out for no limit"),
+                Node::Integer(0) => Wrong::new("this must be at least 1").hint("leave it out for its default"),
                 Node::Integer(_) => Wrong::new("this must be a number from 1 to 4294967295"),
                 other => mismatch("a whole number", other),
             };

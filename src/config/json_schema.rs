@@ -174,7 +174,7 @@ fn leaf(path: &str, name: &str) -> Value {
     const DURATION_OR_OFF: &str = "^([0-9]+(ms|s|m|h|d)|off)$";
     let pattern = |pattern: &str| json!({ "type": "string", "pattern": pattern });
     match name {
-        "idle" | "max_lifetime" | "tcp_keepalive" | "ping_interval" => pattern(DURATION_OR_OFF),
+        "idle" | "max_lifetime" | "tcp_keepalive" | "ping_interval" | "write_stall" => pattern(DURATION_OR_OFF),
         "connect" | "handshake" | "half_close" | "head" | "after" | "timeout" | "spread" | "ttl" | "ping_timeout" => {
             pattern(DURATION)
         }

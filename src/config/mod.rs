@@ -375,8 +375,6 @@ fn rules(
         keys,
         trusted_proxies: TrustedProxies(file.trusted_proxies),
         limits: file.limits,
-        max_declined: file.max_declined,
-        max_waiting: file.max_waiting,
         tickets,
         head_timeout: file.head_timeout,
         tcp_keepalive: file.tcp_keepalive,

@@ -114,6 +114,7 @@ fn timeouts(fields: &Fields<'_, '_>, faults: &mut Faults) -> Timeouts {
         idle: fields.duration_or_off("idle", faults),
         max_lifetime: fields.duration_or_off("max_lifetime", faults),
         half_close: fields.some_duration("half_close", faults),
+        write_stall: fields.duration_or_off("write_stall", faults),
         ping_interval: fields.duration_or_off("ping_interval", faults),
         ping_timeout: fields.some_duration("ping_timeout", faults),
     }

@@ -22,6 +22,8 @@ pub struct State {
     pub down: u64,
     /// Bytes that moved on either socket, framing and all.
     pub moved: usize,
+    /// Since when the client has taken nothing of what there is for it.
+    pub stuck: Option<Instant>,
     /// The request's body is asked for, and nothing of it is there.
     pub waits_for_client: bool,
     /// The request's body has come to its end.

@@ -48,6 +48,7 @@ enum Bound {
     RequestBody,
     Answer,
     Idle,
+    Stall,
     Lifetime,
     Expiry,
 }
@@ -173,6 +174,7 @@ impl<'f> Both<'f> {
             Bound::RequestBody => Err(Denial::new(Reason::RequestTimeout, "the request body did not arrive in time")),
             Bound::Answer => late(),
             Bound::Idle => Ok(Cause::IdleTimeout),
+            Bound::Stall => Ok(Cause::WriteStall),
             Bound::Lifetime if self.is_begun() => Ok(Cause::MaxLifetime),
             Bound::Lifetime => late(),
             Bound::Expiry => {
@@ -183,7 +185,8 @@ impl<'f> Both<'f> {
     }
 
     fn next_bound(&self) -> (Instant, Bound) {
-        let (is_begun, waits_for_client) = self.progress.with(|state| (state.status.is_some(), state.waits_for_client));
+        let (is_begun, waits_for_client, stuck) =
+            self.progress.with(|state| (state.status.is_some(), state.waits_for_client, state.stuck));
         let far = self.active + Duration::from_secs(100 * 365 * 24 * 60 * 60);
         let mut next = (far, Bound::Idle);
         let mut at_latest = |when: Instant, bound| {
@@ -195,6 +198,9 @@ impl<'f> Both<'f> {
             Some(idle) if is_begun => at_latest(self.active + idle, Bound::Idle),
             Some(idle) if waits_for_client => at_latest(self.sent + idle, Bound::RequestBody),
             _ => {}
+        }
+        if let (Some(since), Some(limit), true) = (stuck, self.bounds.write_stall, is_begun) {
+            at_latest(since + limit, Bound::Stall);
         }
         if !is_begun && !waits_for_client {
             at_latest(self.sent + self.patience.handshake, Bound::Answer);

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
+use tokio::time::Instant;
 
 use super::body::Progress;
 use crate::socket::Socket;
@@ -81,9 +82,16 @@ impl AsyncRead for FromClient {
 
 impl AsyncWrite for FromClient {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(self.socket.get_mut()).poll_write(cx, bytes))?;
-        self.progress.with(|state| state.moved += count);
-        Poll::Ready(Ok(count))
+        let polled = Pin::new(self.socket.get_mut()).poll_write(cx, bytes);
+        self.progress.with(|state| match &polled {
+            Poll::Ready(Ok(count)) => {
+                state.moved += count;
+                state.stuck = None;
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => _ = state.stuck.get_or_insert_with(Instant::now),
+        });
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

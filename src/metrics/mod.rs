@@ -2,6 +2,7 @@
 //! client can choose.
 
 mod latency;
+mod older_format;
 mod totals;
 
 use std::collections::BTreeMap;
@@ -20,8 +21,10 @@ use prometheus_client::registry::Registry;
 
 pub use self::latency::BOUNDS;
 use self::latency::Latency;
+pub use self::older_format::in_older_format;
 pub use self::totals::Sums;
 use self::totals::Totals;
+use crate::cap::Cap;
 use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
@@ -70,6 +73,11 @@ struct ReloadResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitName {
+    limit: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Version {
     version: &'static str,
 }
@@ -94,6 +102,7 @@ pub struct Metrics {
     reload_time: Gauge<i64, AtomicI64>,
     restart_needed: Gauge,
     accept_errors: Counter,
+    limits_reached: Family<LimitName, Counter>,
 }
 
 /// Keys with metrics of their own; more than that belong into a log.
@@ -119,6 +128,7 @@ impl Metrics {
             reload_time: Gauge::default(),
             restart_needed: Gauge::default(),
             accept_errors: Counter::default(),
+            limits_reached: Family::default(),
         };
         metrics.register();
         let live = LiveNumbers { tunnels, counts, bytes: metrics.bytes.clone() };
@@ -153,6 +163,11 @@ impl Metrics {
         let text = "Whether the file holds a change that only a restart brings into force";
         all.register("config_restart_needed", text, self.restart_needed.clone());
         all.register("accept_errors", "Connections that could not be accepted", self.accept_errors.clone());
+        let text = "Times that somebody was turned away by a limit on numbers";
+        all.register("limits_reached", text, self.limits_reached.clone());
+        for cap in Cap::ALL {
+            let _ = self.limits_reached.get_or_create(&LimitName { limit: cap.word() });
+        }
         for result in ["ok", "failed"] {
             // There from the start, so that the first failure is an increase.
             let _ = self.reloads.get_or_create(&ReloadResult { result });
@@ -239,6 +254,11 @@ impl Metrics {
         self.accept_errors.inc();
     }
 
+    /// Somebody was turned away by this limit.
+    pub fn limit_reached(&self, cap: Cap) {
+        self.limits_reached.get_or_create(&LimitName { limit: cap.word() }).inc();
+    }
+
     /// The numbers of one route.
     pub fn of_route(&self, route: &Arc<str>) -> RouteNumbers {
         let label = Route { route: route.clone() };
@@ -275,28 +295,6 @@ impl Metrics {
     }
 }
 
-/// The same in the older text format of Prometheus (0.0.4), in which a counter is called as its samples are, units are
-/// not declared, and nothing marks the end.
-pub fn in_older_format(open_metrics: &str) -> String {
-    let mut text = String::with_capacity(open_metrics.len());
-    let mut help = None;
-    for line in open_metrics.lines() {
-        if let Some(rest) = line.strip_prefix("# HELP ") {
-            help = rest.split_once(' ');
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
-            let total = if kind == "counter" { "_total" } else { "" };
-            if let Some((_, says)) = help.take().filter(|(of, _)| *of == name) {
-                text += &format!("# HELP {name}{total} {says}\n");
-            }
-            text += &format!("# TYPE {name}{total} {kind}\n");
-        } else if !line.starts_with('#') {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    text
-}
-
 /// What happened on one route since the start.
 pub struct RouteNumbers {
     pub open: i64,
@@ -329,12 +327,13 @@ impl Collector for LiveNumbers {
         gauge(&mut encoder, "key_last_used_timestamp_seconds", text, |add| {
             keys.iter().try_for_each(|(key, _, last_used)| add(&[("key", key)], last_used.0))
         })?;
-        let open = ConstGauge::new(i64::try_from(self.counts.connections()).unwrap_or(i64::MAX));
+        let room = self.counts.room();
         let text = "Connections of the data port, tunnels included";
-        open.encode(encoder.encode_descriptor("connections_open", text, None, open.metric_type())?)?;
-        let most = ConstGauge::new(i64::try_from(self.counts.room().most()).unwrap_or(i64::MAX));
+        number(&mut encoder, "connections_open", text, room.open())?;
+        let text = "Connections of the data port that are no tunnel yet, or never will be";
+        number(&mut encoder, "connections_pending", text, self.counts.pending() as usize)?;
         let text = "Connections of the data port that the limit of open files has room for";
-        most.encode(encoder.encode_descriptor("connections_limit", text, None, most.metric_type())?)
+        number(&mut encoder, "connections_limit", text, room.most())
     }
 }
 
@@ -377,6 +376,11 @@ impl Bytes {
         self.up += live.control.up_bytes.load(Ordering::Relaxed);
         self.down += live.control.down_bytes.load(Ordering::Relaxed);
     }
+}
+
+fn number(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: usize) -> Result<(), fmt::Error> {
+    let value = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
 }
 
 /// Adds one line to a family: labels and a value.

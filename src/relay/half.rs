@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use super::guard::{Cut, Excess, Guard};
 use crate::frame::Follower;
@@ -284,10 +285,11 @@ impl Half {
 #[derive(Default)]
 pub(super) struct Kept(Option<Box<Unsent>>);
 
-#[derive(Default)]
 struct Unsent {
     bytes: Vec<u8>,
     sent: usize,
+    /// When the writer last took some of it, or when it began to wait.
+    since: Instant,
 }
 
 impl Kept {
@@ -299,10 +301,16 @@ impl Kept {
         self.0.as_ref().map_or(0, |unsent| (unsent.bytes.len() - unsent.sent) as u64)
     }
 
+    /// Since when the writer has taken nothing of what waits for it. `None`: nothing waits.
+    pub(super) fn stuck_since(&self) -> Option<Instant> {
+        self.0.as_ref().map(|unsent| unsent.since)
+    }
+
     /// Keeps these bytes behind those that are kept already.
     pub(super) fn keep(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
-            self.0.get_or_insert_default().bytes.extend_from_slice(bytes);
+            let new = || Box::new(Unsent { bytes: Vec::new(), sent: 0, since: Instant::now() });
+            self.0.get_or_insert_with(new).bytes.extend_from_slice(bytes);
         }
     }
 
@@ -315,7 +323,10 @@ impl Kept {
         while unsent.sent < unsent.bytes.len() {
             match ready!(Pin::new(&mut *writer).poll_write(cx, &unsent.bytes[unsent.sent..])) {
                 Ok(0) | Err(_) => return Poll::Ready(Err(())),
-                Ok(count) => unsent.sent += count,
+                Ok(count) => {
+                    unsent.sent += count;
+                    unsent.since = Instant::now();
+                }
             }
         }
         self.0 = None;

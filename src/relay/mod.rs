@@ -9,6 +9,7 @@ mod closing;
 mod control;
 mod guard;
 mod half;
+mod terms;
 mod tick;
 
 use std::future::Future as _;
@@ -26,23 +27,16 @@ use self::control::ExpiryDate;
 use self::guard::Guard;
 pub use self::guard::{Pinging, Watch};
 use self::half::{Broken, Half, Side};
-use self::tick::{next_tick, refilled_at, tick};
+pub use self::terms::Bounds;
+use self::terms::Terms;
+use self::tick::{earlier, next_tick, refilled_at, tick};
 use crate::clock::UnixTime;
-use crate::end::{Cause, End};
+use crate::end::{Breach, Cause, Direction, End};
 use crate::frame::{self, Follower};
 use crate::socket::WriteLast;
 
 /// A date is looked at again after this, because clocks are set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
-
-/// When a tunnel ends by itself. `None`: not for this reason.
-#[derive(Debug, Clone)]
-pub struct Bounds {
-    pub idle: Option<Duration>,
-    /// When its lifetime is over.
-    pub until: Option<Instant>,
-    pub half_close: Duration,
-}
 
 /// What each side had sent before the relay began, and whether extensions were agreed on.
 #[derive(Debug, Default)]
@@ -60,7 +54,7 @@ pub struct Relay<D, U> {
     upstream: U,
     up: Half,
     down: Half,
-    bounds: Bounds,
+    bounds: Terms,
     /// When bytes last moved, in either direction.
     active: Instant,
     /// Who ended the conversation, as soon as one side has.
@@ -81,7 +75,7 @@ where
     D: AsyncRead + WriteLast + Unpin,
     U: AsyncRead + WriteLast + Unpin,
 {
-    pub fn new(client: D, upstream: U, start: &Start, bounds: Bounds) -> Self {
+    pub fn new(client: D, upstream: U, start: &Start, bounds: &Bounds) -> Self {
         let now = Instant::now();
         let (watch_up, watch_down) = start.watch.as_deref().map(Guard::both).unwrap_or_default();
         let is_strict = start.watch.as_ref().is_some_and(|watch| watch.strict);
@@ -92,7 +86,7 @@ where
             upstream,
             up: Half::new(from_client, watch_up, &start.from_client),
             down: Half::new(from_upstream, watch_down, &start.from_upstream),
-            bounds,
+            bounds: Terms::of(bounds),
             active: now,
             first: None,
             told_client: false,
@@ -138,10 +132,10 @@ where
             return Poll::Ready(Some(cause.into()));
         }
         let was_ending = self.is_ending();
-        let before = self.up.bytes + self.down.bytes;
+        let before = self.moved();
         let up = self.poll_up(cx);
         let down = self.poll_down(cx);
-        if self.up.bytes + self.down.bytes != before {
+        if self.moved() != before {
             self.active = Instant::now();
             self.publish(control);
         }
@@ -157,10 +151,10 @@ where
         }
         if self.is_ending() != was_ending || control.expiry() != self.expires_at {
             self.set_timer(control);
-        } else if let Some(refilled) = refilled_at(&self.up, &self.down)
-            && refilled < self.timer.deadline()
+        } else if let Some(sooner) = earlier(refilled_at(&self.up, &self.down), self.stall().map(|(at, _)| at))
+            && sooner < self.timer.deadline()
         {
-            self.timer.as_mut().reset(refilled);
+            self.timer.as_mut().reset(sooner);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
@@ -170,7 +164,8 @@ where
             let (next, cause) = self.next_bound();
             // Of a date it says that it is now, by a clock that has moved on since `now`.
             if next <= Instant::now() {
-                return Poll::Ready(Some(cause.into()));
+                let breach = self.stall().filter(|_| cause == Cause::WriteStall).map(|(_, breach)| breach);
+                return Poll::Ready(Some(Order { breach, ..cause.into() }));
             }
             let next = next_tick(&self.up, &self.down, now).map_or(next, |tick| tick.min(next));
             self.timer.as_mut().reset(next);
@@ -227,6 +222,26 @@ where
         let both_closed = self.up.follower.saw_close() && self.down.follower.saw_close();
         let ended = self.up.ended && self.down.ended || both_closed && (self.up.ended || self.down.ended);
         ended && self.up.kept.is_empty() && self.down.kept.is_empty()
+    }
+
+    /// What was read and what was written, in both directions together.
+    fn moved(&self) -> (u64, u64) {
+        (self.up.bytes + self.down.bytes, self.up.kept.len() + self.down.kept.len())
+    }
+
+    /// When a side has taken nothing for too long, and in which direction, as far as can be said now.
+    fn stall(&self) -> Option<(Instant, Breach)> {
+        if self.up.kept.is_empty() && self.down.kept.is_empty() {
+            return None;
+        }
+        let limit = self.bounds.write_stall.length()?;
+        let stuck = |half: &Half, direction| {
+            half.kept.stuck_since().map(|since| (since + limit, Breach { direction, fault: None }))
+        };
+        match (stuck(&self.up, Direction::Up), stuck(&self.down, Direction::Down)) {
+            (Some(up), Some(down)) => Some(if up.0 <= down.0 { up } else { down }),
+            (one, None) | (None, one) => one,
+        }
     }
 
     fn set_timer(&mut self, control: &Control) {
@@ -296,11 +311,14 @@ where
                 next = (when, cause);
             }
         };
-        if let Some(idle) = self.bounds.idle {
+        if let Some(idle) = self.bounds.idle.length() {
             at_latest(self.active + idle, Cause::IdleTimeout);
         }
-        if self.is_ending() {
-            at_latest(self.active + self.bounds.half_close, Cause::HalfCloseTimeout);
+        if let Some(half_close) = self.bounds.half_close.length().filter(|_| self.is_ending()) {
+            at_latest(self.active + half_close, Cause::HalfCloseTimeout);
+        }
+        if let Some((at, _)) = self.stall() {
+            at_latest(at, Cause::WriteStall);
         }
         if let Some(until) = self.bounds.until {
             at_latest(until, Cause::MaxLifetime);

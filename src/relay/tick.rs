@@ -12,8 +12,13 @@ use super::half::Half;
 /// When a direction that waits for its rate may go on.
 pub(super) fn refilled_at(up: &Half, down: &Half) -> Option<Instant> {
     let until = |half: &Half| half.guard.as_ref().and_then(|guard| guard.until);
-    match (until(up), until(down)) {
-        (Some(up), Some(down)) => Some(up.min(down)),
+    earlier(until(up), until(down))
+}
+
+/// The earlier of two moments, of those that there are.
+pub(super) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
         (one, None) | (None, one) => one,
     }
 }
@@ -72,10 +77,7 @@ pub(super) fn next_tick(up: &Half, down: &Half, now: Instant) -> Option<Instant>
         (Some(watch_up), Some(watch_down)) if is_pinging(up, down) => next_beat(watch_up, watch_down.question, now),
         _ => None,
     };
-    match (refilled, beat) {
-        (Some(refilled), Some(beat)) => Some(refilled.min(beat)),
-        (one, None) | (None, one) => one,
-    }
+    earlier(refilled, beat)
 }
 
 fn next_beat(up: &Guard, question: Question, now: Instant) -> Option<Instant> {

@@ -262,7 +262,7 @@ impl Reloader {
         let (on_revoked, on_route_removed) = (rules.on_revoked, rules.on_route_removed);
         let proxy = self.proxy.clone();
         let work = move || {
-            proxy.counts.set_limits(rules.limits);
+            proxy.counts.set_limits(&rules.limits);
             let old = proxy.rules.swap(rules);
             let lost = proxy.tunnels.reconcile(|live| proxy.admits(live));
             let count = lost.len();

@@ -9,6 +9,7 @@ mod admin;
 mod auth;
 mod cli;
 mod drain;
+mod exhaustion;
 mod explain;
 mod failure;
 mod first_message;

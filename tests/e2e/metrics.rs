@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use wsbouncer::cap::Cap;
 use wsbouncer::denial::Reason;
 use wsbouncer::end::Cause;
 
@@ -120,6 +121,7 @@ fn labels_are_never_the_clients_choice() {
     assert!(
         after.iter().flat_map(|(_, labels)| labels).all(|(_, value)| value.parse::<f64>().is_ok()
             || Reason::ALL.iter().any(|reason| reason.word() == value)
+            || Cap::ALL.iter().any(|cap| cap.word() == value)
             || ["default", "none", "", "alice", "refused", "ok", "failed", "up", "down", "+Inf"].contains(&&**value)
             || value == env!("CARGO_PKG_VERSION")),
         "{after:?}"
@@ -223,6 +225,7 @@ fn alerts_name_reasons_and_causes_that_exist() {
         Cause::ALL.iter().all(|cause| page.contains(&format!("`{}`", cause.word()))),
         "docs/metrics.md has every cause"
     );
+    assert!(Cap::ALL.iter().all(|cap| page.contains(&format!("`{}`", cap.word()))), "docs/metrics.md has every limit");
 }
 
 #[test]

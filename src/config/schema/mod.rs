@@ -268,6 +268,7 @@ pub static ROUTE_TIMEOUTS: Section = fields(&[
     value("idle", "1h"),
     value("max_lifetime", "off"),
     value("half_close", "30s"),
+    value("write_stall", "1m"),
     value("ping_interval", "off"),
     value("ping_timeout", "10s"),
 ]);
@@ -275,9 +276,13 @@ pub static ROUTE_TIMEOUTS: Section = fields(&[
 pub static LIMITS: Section = fields(&[
     value("max_connections", ""),
     value("max_connections_per_address", ""),
+    value("max_pending_per_address", ""),
+    value("max_pending_per_key", ""),
     value("max_failed_attempts_per_minute", ""),
     value("max_declined", "1000"),
+    value("max_declined_per_address", "250"),
     value("max_waiting", "1000"),
+    value("max_waiting_per_address", "250"),
 ]);
 
 pub static TIMEOUTS: Section = fields(&[value("head", "10s"), value("tcp_keepalive", "60s")]);

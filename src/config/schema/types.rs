@@ -26,8 +26,6 @@ pub struct File {
     /// Whether the list stands in the file.
     pub has_routes: bool,
     pub limits: Limits,
-    pub max_declined: u32,
-    pub max_waiting: u32,
     pub tickets: Tickets,
     pub head_timeout: Duration,
     pub tcp_keepalive: Option<Duration>,

@@ -1,7 +1,7 @@
 //! The built binary under test: started on port 0 with a file in a directory of its own, its log read line by line.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use super::client::{Request, WS_ACCEPT, plain_get};
@@ -17,7 +18,7 @@ use super::log::{Log, LogLine};
 use super::metrics::Metrics;
 use super::setup::{complete, config};
 use super::wait::{eventually, eventually_some};
-use super::wire::{Wire, show};
+use super::wire::{Stream, Wire, show};
 
 /// The running binary. It is killed when this is dropped, and its log is shown when the test fails.
 pub struct Gate {
@@ -74,6 +75,15 @@ impl Gate {
     #[track_caller]
     pub fn connect(&self) -> Wire {
         Wire::connect(self.addr)
+    }
+
+    /// Connects from this loopback address.
+    #[track_caller]
+    pub fn connect_from(&self, from: [u8; 4]) -> Wire {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((Ipv4Addr::from(from), 0)).into()).unwrap();
+        socket.connect(&self.addr.into()).unwrap();
+        Wire::new(Stream::Tcp(socket.into()))
     }
 
     /// Connects and sends.
@@ -198,6 +208,11 @@ impl Gate {
         eventually("so many tunnels are open", || self.connections().len() == count);
     }
 
+    #[track_caller]
+    pub fn wait_for_pending(&self, count: f64) {
+        eventually("so many handshakes are under way", || self.metric("wsbouncer_connections_pending", &[]) == count);
+    }
+
     // ---- log
 
     pub fn err_lines(&self) -> Vec<String> {
@@ -311,6 +326,14 @@ impl Gate {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+
+    /// Processor time that it has used, in hundredths of a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // The name of the program may hold blanks; behind it the 12th and 13th are user and system time (proc(5)).
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
     /// Nothing ever panics in it, and it is still there.
