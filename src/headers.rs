@@ -9,8 +9,10 @@ use http::uri::PathAndQuery;
 use crate::auth::Principal;
 use crate::fields::{is_claim, is_ours, plain_name, push_value, tokens};
 use crate::handshake::Upgrade;
+use crate::log::Entry;
 use crate::peer::Caller;
 use crate::route::{Route, RouteTable};
+use crate::trace_context::{TRACEPARENT, TRACESTATE, TraceContext};
 
 /// The handshake as the upstream gets it.
 pub fn upstream_request(
@@ -20,7 +22,7 @@ pub fn upstream_request(
     route: &Route,
     principal: &Principal,
     caller: &Caller,
-    request_id: &str,
+    entry: &Entry,
 ) -> Vec<u8> {
     let mut head = Head(Vec::with_capacity(1024));
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -38,7 +40,7 @@ pub fn upstream_request(
     for line in &upgrade.extensions {
         head.line("Sec-WebSocket-Extensions", line.as_bytes());
     }
-    write_fields(parts, routes, route, principal, caller, request_id, |name, value| head.line(name, value));
+    write_fields(parts, routes, route, principal, caller, entry, |name, value| head.line(name, value));
     head.0.extend_from_slice(b"\r\n");
     head.0
 }
@@ -51,7 +53,7 @@ pub fn plain_request(
     route: &Route,
     principal: &Principal,
     caller: &Caller,
-    request_id: &str,
+    entry: &Entry,
 ) -> Option<Request<()>> {
     let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut request = Request::new(());
@@ -64,7 +66,7 @@ pub fn plain_request(
     };
     line("host", host(parts, route));
     line("connection", b"close");
-    write_fields(parts, routes, route, principal, caller, request_id, line);
+    write_fields(parts, routes, route, principal, caller, entry, line);
     all_are_good.then_some(request)
 }
 
@@ -83,7 +85,7 @@ fn write_fields(
     route: &Route,
     principal: &Principal,
     caller: &Caller,
-    request_id: &str,
+    entry: &Entry,
     mut line: impl FnMut(&str, &[u8]),
 ) {
     let nominated: Vec<&str> = tokens(&parts.headers, &CONNECTION).collect();
@@ -99,9 +101,26 @@ fn write_fields(
     line("X-Forwarded-For", caller.forwarded_for.as_bytes());
     line("X-Forwarded-Proto", caller.forwarded_proto.as_bytes());
     line("X-Forwarded-Host", caller.forwarded_host.as_ref().map_or_else(|| sent_host(parts), |host| host.as_bytes()));
-    line("X-Request-Id", request_id.as_bytes());
+    line("X-Request-Id", entry.id.as_bytes());
+    write_trace(parts, &nominated, &mut line);
     for header in &route.headers {
         line(header.name.as_str(), header.value(principal, &route.name).as_bytes());
+    }
+}
+
+/// The trace that the request belongs to. What is no `traceparent` is not passed on, and a `tracestate` only beside one
+/// (W3C Trace Context, section 4.3).
+fn write_trace(parts: &Parts, nominated: &[&str], line: &mut impl FnMut(&str, &[u8])) {
+    if TraceContext::of(&parts.headers).is_none() {
+        return;
+    }
+    for name in [&TRACEPARENT, &TRACESTATE] {
+        if nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str())) {
+            return;
+        }
+        for value in parts.headers.get_all(name) {
+            line(name.as_str(), value.as_bytes());
+        }
     }
 }
 

@@ -230,12 +230,12 @@ impl Proxy {
         let (upgrade, answerable) = match (asks, answerable) {
             (Asks::Tunnel(upgrade), Some(answerable)) => (upgrade, answerable),
             (Asks::Page(plain), _) => {
-                let request = headers::plain_request(parts, &rules.routes, route, principal, caller, &entry.id);
+                let request = headers::plain_request(parts, &rules.routes, route, principal, caller, entry);
                 return Forward::new(seat, request, *plain, route).map(|forward| Done::Forward(Box::new(forward))); // 413
             }
             (Asks::Tunnel(_), None) => return Err(Denial::bad_handshake("the request cannot be answered")),
         };
-        let request = headers::upstream_request(parts, upgrade, &rules.routes, route, principal, caller, &entry.id);
+        let request = headers::upstream_request(parts, upgrade, &rules.routes, route, principal, caller, entry);
         let opened = match route.upstream.open(&seat, &request, upgrade, route.patience()).await? {
             upstream::Answer::Refused(refusal) => return Ok(Done::PassedThrough(refusal)), // their no   any
             upstream::Answer::Opened(opened) => opened, // their yes                            502 503 504

@@ -42,8 +42,7 @@ impl Proxy {
                     Asks::Page(_) => Would::Forward(route.clone()),
                     Asks::Tunnel(upgrade) => {
                         let routes = &rules.routes;
-                        let head =
-                            headers::upstream_request(parts, upgrade, routes, route, principal, caller, &entry.id);
+                        let head = headers::upstream_request(parts, upgrade, routes, route, principal, caller, &entry);
                         Would::Dial(route.clone(), head)
                     }
                 })
