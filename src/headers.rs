@@ -6,6 +6,8 @@ use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 
+use zeroize::Zeroizing;
+
 use crate::auth::Principal;
 use crate::fields::{is_claim, is_ours, plain_name, push_value, tokens};
 use crate::handshake::Upgrade;
@@ -14,7 +16,11 @@ use crate::peer::Caller;
 use crate::route::{Route, RouteTable};
 use crate::trace_context::{TRACEPARENT, TRACESTATE, TraceContext};
 
-/// The handshake as the upstream gets it.
+/// What nearly all heads fit into.
+const ROOM: usize = 4096;
+
+/// The handshake as the upstream gets it. It may hold a secret: of `set_headers`, or the client's own where the route does
+/// not hide it.
 pub fn upstream_request(
     parts: &Parts,
     upgrade: &Upgrade,
@@ -23,8 +29,8 @@ pub fn upstream_request(
     principal: &Principal,
     caller: &Caller,
     entry: &Entry,
-) -> Vec<u8> {
-    let mut head = Head(Vec::with_capacity(1024));
+) -> Zeroizing<Vec<u8>> {
+    let mut head = Head(Zeroizing::new(Vec::with_capacity(ROOM)));
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     head.0.extend_from_slice(b"GET ");
     head.0.extend_from_slice(target.as_bytes());
@@ -102,19 +108,26 @@ fn write_fields(
     line("X-Forwarded-Proto", caller.forwarded_proto.as_bytes());
     line("X-Forwarded-Host", caller.forwarded_host.as_ref().map_or_else(|| sent_host(parts), |host| host.as_bytes()));
     line("X-Request-Id", entry.id.as_bytes());
-    write_trace(parts, &nominated, &mut line);
+    write_trace(parts, &nominated, entry, &mut line);
     for header in &route.headers {
         line(header.name.as_str(), header.value(principal, &route.name).as_bytes());
     }
 }
 
 /// The trace that the request belongs to. What is no `traceparent` is not passed on, and a `tracestate` only beside one
-/// (W3C Trace Context, section 4.3).
-fn write_trace(parts: &Parts, nominated: &[&str], line: &mut impl FnMut(&str, &[u8])) {
+/// (W3C Trace Context, section 4.3). Where we record a span of our own, that is what the upstream's has for its parent.
+fn write_trace(parts: &Parts, nominated: &[&str], entry: &Entry, line: &mut impl FnMut(&str, &[u8])) {
+    let own = entry.span.context();
+    if let Some(own) = own {
+        line(TRACEPARENT.as_str(), own.to_string().as_bytes());
+    }
     if TraceContext::of(&parts.headers).is_none() {
         return;
     }
     for name in [&TRACEPARENT, &TRACESTATE] {
+        if own.is_some() && *name == TRACEPARENT {
+            continue;
+        }
         if nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str())) {
             return;
         }
@@ -125,13 +138,13 @@ fn write_trace(parts: &Parts, nominated: &[&str], line: &mut impl FnMut(&str, &[
 }
 
 /// A request head being written. Values come from a vetted head or from the configuration.
-struct Head(Vec<u8>);
+struct Head(Zeroizing<Vec<u8>>);
 
 impl Head {
     fn line(&mut self, name: &str, value: &[u8]) {
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b": ");
-        push_value(&mut self.0, value);
+        push_value(&mut *self.0, value);
         self.0.extend_from_slice(b"\r\n");
     }
 }

@@ -91,6 +91,7 @@ pub mod random;
 pub mod rules;
 pub mod secret;
 pub mod socket;
+pub mod spans;
 pub mod trace_context;
 pub mod traffic;
 pub mod trail;

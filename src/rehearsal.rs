@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::request::Parts;
+use zeroize::Zeroizing;
 
 use crate::answer::Answer;
 use crate::denial::Denial;
@@ -17,7 +18,7 @@ use crate::trail::{Step, Trail};
 /// What would be done with a request that is let in.
 pub enum Would {
     /// Dial its upstream with this head.
-    Dial(Arc<Route>, Vec<u8>),
+    Dial(Arc<Route>, Zeroizing<Vec<u8>>),
     /// Forward it as plain HTTP.
     Forward(Arc<Route>),
     /// Complete the handshake, and wait for the first message.
@@ -48,6 +49,6 @@ impl Proxy {
                 })
             }
         });
-        (entry.trail.into_steps(), would)
+        (std::mem::take(&mut entry.trail).into_steps(), would)
     }
 }

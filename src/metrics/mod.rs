@@ -2,6 +2,7 @@
 //! client can choose.
 
 mod latency;
+mod spans;
 mod totals;
 
 use std::collections::BTreeMap;
@@ -20,12 +21,14 @@ use prometheus_client::registry::Registry;
 
 pub use self::latency::BOUNDS;
 use self::latency::Latency;
+use self::spans::SpanNumbers;
 pub use self::totals::Sums;
 use self::totals::Totals;
 use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
 use crate::limit::Counts;
+use crate::spans::Spans;
 use crate::tunnels::{Live, Tunnels};
 
 /// What became of a request that had a head.
@@ -39,6 +42,18 @@ pub enum Outcome {
     PassedThrough,
     /// A plain request went to the upstream.
     Forwarded,
+}
+
+impl Outcome {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Ticket => "ticket",
+            Self::Refused => "refused",
+            Self::PassedThrough => "passed_through",
+            Self::Forwarded => "forwarded",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -126,6 +141,11 @@ impl Metrics {
         metrics
     }
 
+    /// From now on what becomes of these is shown too.
+    pub fn show_spans(&mut self, spans: Arc<Spans>) {
+        self.registry.register_collector(Box::new(SpanNumbers(spans)));
+    }
+
     fn register(&mut self) {
         let all = &mut self.registry;
         all.register("requests", "Requests with a complete head, by what became of them", self.requests.clone());
@@ -163,13 +183,7 @@ impl Metrics {
     }
 
     pub fn answered(&self, route: &Arc<str>, outcome: Outcome, took: Duration) {
-        let outcome = match outcome {
-            Outcome::Opened => "opened",
-            Outcome::Ticket => "ticket",
-            Outcome::Refused => "refused",
-            Outcome::PassedThrough => "passed_through",
-            Outcome::Forwarded => "forwarded",
-        };
+        let outcome = outcome.word();
         self.totals.answered(took);
         self.requests.get_or_create(&RouteOutcome { route: route.clone(), outcome }).inc();
         self.handshake.get_or_create(&Route { route: route.clone() }).observe(took);

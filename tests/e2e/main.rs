@@ -26,4 +26,6 @@ mod relay;
 mod reload;
 mod subprotocol;
 mod tickets;
+#[cfg(feature = "otlp")]
+mod traces;
 mod upstream;
