@@ -24,6 +24,7 @@ mod notify;
 mod probe;
 mod relay;
 mod reload;
+mod secrets;
 mod subprotocol;
 mod tickets;
 #[cfg(feature = "otlp")]
