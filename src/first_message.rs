@@ -205,7 +205,7 @@ mod tests {
         .concat();
         for cut in [1, 2, 3, 5, 1000] {
             let (first, answers) = taken(5, &stream, cut);
-            let wanted = First { text: "hello".into(), rest: masked(0x82, b"later") };
+            let wanted = First { text: Zeroizing::new("hello".to_owned()), rest: masked(0x82, b"later") };
             assert_eq!(first, Ok(Some(wanted)), "cut {cut}");
             assert_eq!(answers, [&[0x8a, 13][..], b"are you there"].concat());
         }

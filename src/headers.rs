@@ -144,7 +144,7 @@ impl Head {
     fn line(&mut self, name: &str, value: &[u8]) {
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b": ");
-        push_value(&mut *self.0, value);
+        push_value(&mut self.0, value);
         self.0.extend_from_slice(b"\r\n");
     }
 }

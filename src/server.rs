@@ -99,7 +99,8 @@ impl Server {
         background.shutdown().await;
         if BUILT_IN {
             // The last ones, if somebody takes them.
-            let _ = timeout(FAREWELL, export::send(&proxy.spans, proxy.rules.load().collector.clone())).await;
+            let collector = proxy.rules.load().collector.clone();
+            let _ = timeout(FAREWELL, Box::pin(export::send(&proxy.spans, collector))).await;
         }
         outcome
     }
