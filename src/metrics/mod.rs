@@ -2,6 +2,7 @@
 //! client can choose.
 
 mod latency;
+mod outcome;
 mod spans;
 mod totals;
 
@@ -21,6 +22,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::latency::BOUNDS;
 use self::latency::Latency;
+pub use self::outcome::Outcome;
 use self::spans::SpanNumbers;
 pub use self::totals::Sums;
 use self::totals::Totals;
@@ -30,31 +32,6 @@ use crate::end::Cause;
 use crate::limit::Counts;
 use crate::spans::Spans;
 use crate::tunnels::{Live, Tunnels};
-
-/// What became of a request that had a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Opened,
-    /// Got a ticket.
-    Ticket,
-    Refused,
-    /// The upstream answered something else than 101.
-    PassedThrough,
-    /// A plain request went to the upstream.
-    Forwarded,
-}
-
-impl Outcome {
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Opened => "opened",
-            Self::Ticket => "ticket",
-            Self::Refused => "refused",
-            Self::PassedThrough => "passed_through",
-            Self::Forwarded => "forwarded",
-        }
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
