@@ -5,13 +5,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tracing::debug;
+use zeroize::Zeroize as _;
 
 use crate::auth::first_message::FirstMessage;
 use crate::cap::Cap;
@@ -27,6 +28,7 @@ use crate::peer::Peer;
 use crate::proxy::{Opened, Proxy, Reply};
 use crate::relay::Relay;
 use crate::socket::Socket;
+use crate::spans::BUILT_IN;
 use crate::tunnels::Seat;
 use crate::upstream::Stream;
 
@@ -90,6 +92,7 @@ impl Life {
 
 /// From an accepted socket to a tunnel, or to a refusal that was read.
 async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Option<Tunnel> {
+    let arrived = BUILT_IN.then(Instant::now);
     let peer = Peer::new(address);
     let from = peer.address.ip();
     let mut client = Socket::new(stream, from);
@@ -134,7 +137,7 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
     };
     let reply = tokio::select! {
         biased;
-        reply = proxy.handle(peer, parts, &mut place) => reply,
+        reply = proxy.handle(peer, parts, arrived, &mut place) => reply,
         () = hung_up, if early.is_empty() => {
             debug!(caller = %from, "the client hung up during the handshake");
             return None;
@@ -171,7 +174,11 @@ async fn arrive(stream: TcpStream, address: SocketAddr, proxy: Arc<Proxy>) -> Op
 async fn read_head(client: &mut Socket, limit: Duration) -> Result<(http::request::Parts, Vec<u8>), Fault> {
     let first = LOOK.with_borrow_mut(|look| match client.read_now(look) {
         None => Ok(Vec::new()),
-        Some(Ok(count)) if count > 0 => Ok(look[..count].to_vec()),
+        Some(Ok(count)) if count > 0 => {
+            let first = look[..count].to_vec();
+            look[..count].zeroize(); // it may hold a credential, and waits for the next connection
+            Ok(first)
+        }
         Some(_) => Err(Fault::Gone),
     })?;
     head::read(first, client, limit).await?.parse().map_err(Fault::Denied)

@@ -111,6 +111,8 @@ pub fn is_ours(plain: &str) -> bool {
                 | "expect"
                 | "http2-settings"
                 | "proxy-authorization"
+                | "traceparent"
+                | "tracestate"
                 | "x-auth-key-id"
                 | "x-envoy-original-path"
                 | "x-forwarded-for"

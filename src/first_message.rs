@@ -1,6 +1,8 @@
 //! The first message of a client, before there is anybody to relay it to: RFC 6455 frames read into one text, under a
 //! bound of bytes. Pure: bytes in, what to do out.
 
+use zeroize::Zeroizing;
+
 use crate::frame::{self, Head, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT};
 
 const OPCODE_CONTINUATION: u8 = 0;
@@ -8,10 +10,10 @@ const OPCODE_BINARY: u8 = 2;
 
 /// Takes bytes until a message is whole.
 pub struct Intake {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     /// What of `bytes` has been looked at: whole frames.
     used: usize,
-    message: Vec<u8>,
+    message: Zeroizing<Vec<u8>>,
     /// In a message that is sent in fragments.
     is_under_way: bool,
     max_bytes: usize,
@@ -56,7 +58,7 @@ impl Fault {
 /// The first message, and the bytes behind it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct First {
-    pub text: String,
+    pub text: Zeroizing<String>,
     pub rest: Vec<u8>,
 }
 
@@ -66,9 +68,9 @@ const MAX_CONTROL_FRAMES: usize = 16;
 impl Intake {
     pub fn new(max_bytes: usize) -> Self {
         Self {
-            bytes: Vec::new(),
+            bytes: Zeroizing::default(),
             used: 0,
-            message: Vec::new(),
+            message: Zeroizing::default(),
             is_under_way: false,
             max_bytes,
             control_frames: 0,
@@ -94,10 +96,12 @@ impl Intake {
             let start = self.used + header.size;
             let Some(payload) = self.bytes.get(start..start + length) else { return Ok(None) };
             let mask = header.mask.ok_or(Fault::Protocol)?;
-            let payload: Vec<u8> = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+            let payload: Zeroizing<Vec<u8>> =
+                payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect::<Vec<u8>>().into();
             self.used = start + length;
-            if self.frame(&header, payload)? {
-                let text = String::from_utf8(std::mem::take(&mut self.message)).map_err(|_| Fault::NotUtf8)?;
+            if self.frame(&header, &payload)? {
+                let text = std::str::from_utf8(&self.message).map_err(|_| Fault::NotUtf8)?;
+                let text = Zeroizing::new(text.to_owned());
                 return Ok(Some(First { text, rest: self.bytes.split_off(self.used) }));
             }
         }
@@ -123,7 +127,7 @@ impl Intake {
     }
 
     /// Whether the message is whole with it.
-    fn frame(&mut self, header: &Head, payload: Vec<u8>) -> Result<bool, Fault> {
+    fn frame(&mut self, header: &Head, payload: &[u8]) -> Result<bool, Fault> {
         match header.opcode {
             OPCODE_CLOSE => return Err(Fault::Closed),
             OPCODE_PING | OPCODE_PONG => {
@@ -132,11 +136,17 @@ impl Intake {
                     return Err(Fault::TooBig);
                 }
                 if header.opcode == OPCODE_PING {
-                    self.answers.extend(frame::control(OPCODE_PONG, &payload, None));
+                    self.answers.extend(frame::control(OPCODE_PONG, payload, None));
                 }
                 return Ok(false);
             }
-            _ => self.message.extend(payload),
+            _ => {
+                if self.message.is_empty() {
+                    // All the room that it may need: a vector that grows leaves copies behind that nobody wipes.
+                    self.message.reserve_exact(if header.is_final { payload.len() } else { self.max_bytes });
+                }
+                self.message.extend_from_slice(payload);
+            }
         }
         // Fragments of nothing are without end too.
         self.control_frames += usize::from(header.length == 0);
@@ -195,7 +205,7 @@ mod tests {
         .concat();
         for cut in [1, 2, 3, 5, 1000] {
             let (first, answers) = taken(5, &stream, cut);
-            let wanted = First { text: "hello".into(), rest: masked(0x82, b"later") };
+            let wanted = First { text: Zeroizing::new("hello".to_owned()), rest: masked(0x82, b"later") };
             assert_eq!(first, Ok(Some(wanted)), "cut {cut}");
             assert_eq!(answers, [&[0x8a, 13][..], b"are you there"].concat());
         }

@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use crate::denial::{Denial, Reason};
 use crate::fields::is_token_byte;
@@ -30,9 +31,10 @@ pub enum Fault {
     Gone,
 }
 
-/// A vetted head and whatever came right behind it.
+/// A vetted head and whatever came right behind it. It holds the credential, and so do the values that are parsed from it:
+/// wiped when the last of them is dropped.
 pub struct Head {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     length: usize,
 }
 
@@ -40,7 +42,8 @@ pub struct Head {
 ///
 /// # Errors
 /// [`Fault`]: 400, 405, 408, 414 or 431, or nothing where nobody would read an answer.
-pub async fn read<S: AsyncRead + Unpin>(mut bytes: Vec<u8>, stream: &mut S, limit: Duration) -> Result<Head, Fault> {
+pub async fn read<S: AsyncRead + Unpin>(bytes: Vec<u8>, stream: &mut S, limit: Duration) -> Result<Head, Fault> {
+    let mut bytes = Zeroizing::new(bytes);
     match timeout(limit, fill(stream, &mut bytes)).await {
         Ok(Ok(length)) => {
             vet(&bytes[..length]).map_err(Fault::Denied)?;
@@ -65,10 +68,10 @@ pub fn whole(bytes: Vec<u8>) -> Result<Parts, Denial> {
         return Err(too_large(&bytes));
     }
     vet(&bytes[..length])?;
-    Head { bytes, length }.parse().map(|(parts, _)| parts)
+    Head { bytes: Zeroizing::new(bytes), length }.parse().map(|(parts, _)| parts)
 }
 
-async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
+async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Zeroizing<Vec<u8>>) -> Result<usize, Fault> {
     let mut from = 0;
     loop {
         if from < bytes.len() {
@@ -81,11 +84,20 @@ async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Resu
             }
         }
         from = bytes.len();
-        bytes.reserve(if from == 0 { 2048 } else { MAX_HEAD });
-        match stream.read_buf(bytes).await {
+        make_room(bytes, if from == 0 { 2048 } else { MAX_HEAD });
+        match stream.read_buf(&mut **bytes).await {
             Ok(0) | Err(_) => return Err(Fault::Gone),
             Ok(_) => {}
         }
+    }
+}
+
+/// Room for so many bytes more. A vector that grows by itself leaves its old place behind as it was.
+fn make_room(bytes: &mut Zeroizing<Vec<u8>>, more: usize) {
+    if bytes.capacity() - bytes.len() < more {
+        let mut larger = Vec::with_capacity(bytes.len() + more);
+        larger.extend_from_slice(bytes);
+        *bytes = Zeroizing::new(larger);
     }
 }
 
@@ -96,7 +108,8 @@ impl Head {
     /// 400: never, as far as is known, for a head that was vetted.
     pub fn parse(mut self) -> Result<(Parts, Vec<u8>), Denial> {
         let early = if self.length < self.bytes.len() { self.bytes.split_off(self.length) } else { Vec::new() };
-        let parts = parse(&Bytes::from(self.bytes)).ok_or_else(|| Denial::bad_handshake("the request is not HTTP"))?;
+        let parts =
+            parse(&Bytes::from_owner(self.bytes)).ok_or_else(|| Denial::bad_handshake("the request is not HTTP"))?;
         Ok((parts, early))
     }
 }

@@ -6,13 +6,21 @@ use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 
+use zeroize::Zeroizing;
+
 use crate::auth::Principal;
 use crate::fields::{is_claim, is_ours, plain_name, push_value, tokens};
 use crate::handshake::Upgrade;
+use crate::log::Entry;
 use crate::peer::Caller;
 use crate::route::{Route, RouteTable};
+use crate::trace_context::{TRACEPARENT, TRACESTATE, TraceContext};
 
-/// The handshake as the upstream gets it.
+/// What nearly all heads fit into.
+const ROOM: usize = 4096;
+
+/// The handshake as the upstream gets it. It may hold a secret: of `set_headers`, or the client's own where the route does
+/// not hide it.
 pub fn upstream_request(
     parts: &Parts,
     upgrade: &Upgrade,
@@ -20,9 +28,9 @@ pub fn upstream_request(
     route: &Route,
     principal: &Principal,
     caller: &Caller,
-    request_id: &str,
-) -> Vec<u8> {
-    let mut head = Head(Vec::with_capacity(1024));
+    entry: &Entry,
+) -> Zeroizing<Vec<u8>> {
+    let mut head = Head(Zeroizing::new(Vec::with_capacity(ROOM)));
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     head.0.extend_from_slice(b"GET ");
     head.0.extend_from_slice(target.as_bytes());
@@ -38,7 +46,7 @@ pub fn upstream_request(
     for line in &upgrade.extensions {
         head.line("Sec-WebSocket-Extensions", line.as_bytes());
     }
-    write_fields(parts, routes, route, principal, caller, request_id, |name, value| head.line(name, value));
+    write_fields(parts, routes, route, principal, caller, entry, |name, value| head.line(name, value));
     head.0.extend_from_slice(b"\r\n");
     head.0
 }
@@ -51,7 +59,7 @@ pub fn plain_request(
     route: &Route,
     principal: &Principal,
     caller: &Caller,
-    request_id: &str,
+    entry: &Entry,
 ) -> Option<Request<()>> {
     let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut request = Request::new(());
@@ -64,7 +72,7 @@ pub fn plain_request(
     };
     line("host", host(parts, route));
     line("connection", b"close");
-    write_fields(parts, routes, route, principal, caller, request_id, line);
+    write_fields(parts, routes, route, principal, caller, entry, line);
     all_are_good.then_some(request)
 }
 
@@ -83,7 +91,7 @@ fn write_fields(
     route: &Route,
     principal: &Principal,
     caller: &Caller,
-    request_id: &str,
+    entry: &Entry,
     mut line: impl FnMut(&str, &[u8]),
 ) {
     let nominated: Vec<&str> = tokens(&parts.headers, &CONNECTION).collect();
@@ -99,14 +107,38 @@ fn write_fields(
     line("X-Forwarded-For", caller.forwarded_for.as_bytes());
     line("X-Forwarded-Proto", caller.forwarded_proto.as_bytes());
     line("X-Forwarded-Host", caller.forwarded_host.as_ref().map_or_else(|| sent_host(parts), |host| host.as_bytes()));
-    line("X-Request-Id", request_id.as_bytes());
+    line("X-Request-Id", entry.id.as_bytes());
+    write_trace(parts, &nominated, entry, &mut line);
     for header in &route.headers {
         line(header.name.as_str(), header.value(principal, &route.name).as_bytes());
     }
 }
 
+/// The trace that the request belongs to. What is no `traceparent` is not passed on, and a `tracestate` only beside one
+/// (W3C Trace Context, section 4.3). Where we record a span of our own, that is what the upstream's has for its parent.
+fn write_trace(parts: &Parts, nominated: &[&str], entry: &Entry, line: &mut impl FnMut(&str, &[u8])) {
+    let own = entry.span.context();
+    if let Some(own) = own {
+        line(TRACEPARENT.as_str(), own.to_string().as_bytes());
+    }
+    if TraceContext::of(&parts.headers).is_none() {
+        return;
+    }
+    for name in [&TRACEPARENT, &TRACESTATE] {
+        if own.is_some() && *name == TRACEPARENT {
+            continue;
+        }
+        if nominated.iter().any(|token| token.eq_ignore_ascii_case(name.as_str())) {
+            return;
+        }
+        for value in parts.headers.get_all(name) {
+            line(name.as_str(), value.as_bytes());
+        }
+    }
+}
+
 /// A request head being written. Values come from a vetted head or from the configuration.
-struct Head(Vec<u8>);
+struct Head(Zeroizing<Vec<u8>>);
 
 impl Head {
     fn line(&mut self, name: &str, value: &[u8]) {

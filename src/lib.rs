@@ -23,8 +23,8 @@
 //! process   main -> server -> { worker, reload, admin }, cli
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> answer, socket (queue), peer, random, denial (cap), end, secret, clock, fields, traffic, rules,
-//!           tunnels, log, metrics, notify_socket
+//! facts     everyone -> answer, socket (queue), peer, random, denial (cap), end, secret, clock, fields, traffic,
+//!           trace_context, spans, rules, tunnels, log, metrics, notify_socket
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -93,6 +93,8 @@ pub mod random;
 pub mod rules;
 pub mod secret;
 pub mod socket;
+pub mod spans;
+pub mod trace_context;
 pub mod traffic;
 pub mod trail;
 pub mod tunnels;

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 
 fn serve(args: &ServeArgs) -> ExitCode {
     args.log.init();
+    forbid_core_dumps();
     let config = match config::load(&args.config) {
         Ok(config) => config,
         Err(problems) => {
@@ -50,6 +51,13 @@ fn serve(args: &ServeArgs) -> ExitCode {
             Err(error) => cannot_start(&error),
         }
     })
+}
+
+/// The memory of this process holds credentials that are being looked at. A kernel that hands crashes to a program does so
+/// all the same, and tells it this limit.
+fn forbid_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
 
 fn on_runtime(process: impl Future<Output = ExitCode>) -> ExitCode {

@@ -39,7 +39,7 @@ impl Proxy {
         let forwarded = wanted.filter(|wanted| wanted.forward).map(|_| frame::text(&first.text, random::bytes()));
         match self.enter(&knock, credential.as_ref(), &mut entry).await {
             Ok(Done::Opened(_, mut opened)) => {
-                self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
+                self.answered(&entry, Outcome::Opened, 101);
                 opened.start.from_client = forwarded.unwrap_or_default();
                 opened.start.from_client.extend(first.rest);
                 Ok(opened)

@@ -32,6 +32,7 @@ use crate::peer::{Caller, Peer};
 use crate::relay::{Bounds, Start};
 use crate::route::{Issue, Route};
 use crate::rules::Rules;
+use crate::spans::{BUILT_IN, Phase, Spans};
 use crate::tunnels::{Applicant, Kind, Live, Seat, Tunnels};
 use crate::upstream::{self, Refusal, Stream};
 
@@ -43,6 +44,8 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// Tickets that were used. Outside the rules: a reload gives none of them back.
     pub burned: Burned,
+    /// Those that are to be sent.
+    pub spans: Arc<Spans>,
 }
 
 /// Both sides have said yes: what the relay needs once our 101 is on its way.
@@ -88,25 +91,28 @@ impl Proxy {
     pub fn new(rules: Rules, room: usize) -> Self {
         let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::with_room(room)));
         counts.set_limits(&rules.limits);
-        Self {
-            metrics: Metrics::new(tunnels.clone(), counts.clone()),
-            rules: ArcSwap::from_pointee(rules),
-            tunnels,
-            counts,
-            burned: Burned::default(),
+        let (spans, mut metrics) = (Arc::<Spans>::default(), Metrics::new(tunnels.clone(), counts.clone()));
+        if BUILT_IN {
+            metrics.show_spans(spans.clone());
         }
+        Self { metrics, rules: ArcSwap::from_pointee(rules), tunnels, counts, burned: Burned::default(), spans }
     }
 
     /// Answers one request. Never fails: a refusal is an answer. `place`: of the connection among those without a tunnel;
-    /// taken here where it is only now known for whom a trusted proxy speaks. What can be said at once is decided before
-    /// this returns; the future holds what is left, and nothing twice.
+    /// taken here where it is only now known for whom a trusted proxy speaks. `arrived`: when its connection did, where that
+    /// is recorded. What can be said at once is decided before this returns; the future holds what is left, and nothing
+    /// twice.
     pub fn handle<'p>(
         &'p self,
         peer: Peer,
         parts: Parts,
+        arrived: Option<StdInstant>,
         place: &mut Option<Guest>,
     ) -> impl Future<Output = Reply> + use<'p> {
         let mut entry = Entry::new(peer.address.ip(), parts.uri.path(), &parts.headers);
+        if let Some(arrived) = arrived.filter(|_| self.rules.load().collector.is_some()) {
+            entry.span = self.spans.begin(&parts.headers, arrived);
+        }
         let mut decline = None;
         let received = self.receive(peer, parts, &mut entry, (&mut decline, place));
         async move {
@@ -123,13 +129,13 @@ impl Proxy {
     fn reply(&self, done: Result<Done, Denial>, entry: Entry, decline: Option<Decline>) -> Reply {
         match done {
             Ok(Done::Opened(answer, opened)) => {
-                self.metrics.answered(entry.route_label(), Outcome::Opened, entry.since.elapsed());
+                self.answered(&entry, Outcome::Opened, 101);
                 Reply::Opened(answer, opened)
             }
             Ok(Done::Asked(answer, knock, place)) => Reply::Asked(answer, Box::new(Asked { knock, entry, place })),
             Ok(Done::PassedThrough(refusal)) => {
                 entry.passed_through(refusal.status.as_u16());
-                self.metrics.answered(entry.route_label(), Outcome::PassedThrough, entry.since.elapsed());
+                self.answered(&entry, Outcome::PassedThrough, refusal.status.as_u16());
                 Reply::Closed(pass_through(&refusal, &entry))
             }
             Ok(Done::Served(answer)) => Reply::Closed(answer),
@@ -146,6 +152,12 @@ impl Proxy {
                 None => Reply::Closed(self.deny(&entry, &denial)),
             },
         }
+    }
+
+    /// Counts an answer that is no refusal.
+    pub(crate) fn answered(&self, entry: &Entry, outcome: Outcome, status: u16) {
+        self.metrics.answered(entry.route_label(), outcome, entry.since.elapsed());
+        entry.ended(outcome.word(), Some(status));
     }
 
     /// One log line, one count, one answer.
@@ -228,6 +240,7 @@ impl Proxy {
         let burned = (!is_of_page).then_some(&self.burned);
         let asked = (&**rules, &**route, &parts.headers, caller);
         let principal = self.verify(asked, credential, burned)?; // who they are               401 429 503
+        entry.span.reached(Phase::Verify);
         entry.key = principal.key().map(|key| key.id.clone());
         entry.secret = principal.secret().copied();
         entry.trail.note("principal", || principal.to_string());
@@ -253,13 +266,16 @@ impl Proxy {
         let (upgrade, answerable) = match (asks, answerable) {
             (Asks::Tunnel(upgrade), Some(answerable)) => (upgrade, answerable),
             (Asks::Page(plain), _) => {
-                let request = headers::plain_request(parts, &rules.routes, route, principal, caller, &entry.id);
+                let request = headers::plain_request(parts, &rules.routes, route, principal, caller, entry);
                 return Forward::new(seat, request, *plain, route).map(|forward| Done::Forward(Box::new(forward))); // 413
             }
             (Asks::Tunnel(_), None) => return Err(Denial::bad_handshake("the request cannot be answered")),
         };
-        let request = headers::upstream_request(parts, upgrade, &rules.routes, route, principal, caller, &entry.id);
-        let opened = match route.upstream.open(&seat, &request, upgrade, route.patience()).await? {
+        let request = headers::upstream_request(parts, upgrade, &rules.routes, route, principal, caller, entry);
+        let asked = route.upstream.open(&seat, &request, upgrade, route.patience(), || entry.span.reached(Phase::Dial));
+        let answer = asked.await?;
+        entry.span.reached(Phase::Answer);
+        let opened = match answer {
             upstream::Answer::Refused(refusal) => return Ok(Done::PassedThrough(refusal)), // their no   any
             upstream::Answer::Opened(opened) => opened, // their yes                            502 503 504
         };
@@ -309,10 +325,13 @@ impl Proxy {
             self.verify((rules, route, headers, caller), credential, None)
         };
         match issue::serve((route, desk), parts, caller, &rules.tickets, entry, verify) {
-            Ok(Served::Preflight(answer)) => answer,
+            Ok(Served::Preflight(answer)) => {
+                entry.span.forget(); // counted nowhere
+                answer
+            }
             Ok(Served::Ticket(answer)) => {
                 entry.issued();
-                self.metrics.answered(entry.route_label(), Outcome::Ticket, entry.since.elapsed());
+                self.answered(entry, Outcome::Ticket, 200);
                 answer
             }
             Err(denial) => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::request::Parts;
+use zeroize::Zeroizing;
 
 use crate::answer::Answer;
 use crate::denial::Denial;
@@ -17,7 +18,7 @@ use crate::trail::{Step, Trail};
 /// What would be done with a request that is let in.
 pub enum Would {
     /// Dial its upstream with this head.
-    Dial(Arc<Route>, Vec<u8>),
+    Dial(Arc<Route>, Zeroizing<Vec<u8>>),
     /// Forward it as plain HTTP.
     Forward(Arc<Route>),
     /// Complete the handshake, and wait for the first message.
@@ -42,13 +43,12 @@ impl Proxy {
                     Asks::Page(_) => Would::Forward(route.clone()),
                     Asks::Tunnel(upgrade) => {
                         let routes = &rules.routes;
-                        let head =
-                            headers::upstream_request(parts, upgrade, routes, route, principal, caller, &entry.id);
+                        let head = headers::upstream_request(parts, upgrade, routes, route, principal, caller, &entry);
                         Would::Dial(route.clone(), head)
                     }
                 })
             }
         });
-        (entry.trail.into_steps(), would)
+        (std::mem::take(&mut entry.trail).into_steps(), would)
     }
 }

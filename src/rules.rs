@@ -15,6 +15,7 @@ use crate::limit::Limits;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
 use crate::secret::Digest;
+use crate::spans::Collector;
 
 /// Read once, at the start: a change of these needs a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub struct Rules {
     pub drain: Drain,
     /// What operators have to show, if anything.
     pub admin_token: Option<Digest>,
+    /// Where spans are sent to, in a build that makes some.
+    pub collector: Option<Arc<Collector>>,
     /// SHA-256 over the files these rules were made of, to see whether two instances agree.
     pub fingerprint: String,
 }

@@ -18,6 +18,7 @@ use crate::end::Cause;
 use crate::notify_socket::NotifySocket;
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
+use crate::spans::{BUILT_IN, export};
 use crate::worker::{self, Workers};
 
 /// A proxy whose addresses are bound.
@@ -30,6 +31,8 @@ pub struct Server {
     notify: Arc<NotifySocket>,
 }
 
+/// What a collector gets for the last spans.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Descriptors that are kept for files, the admin listener and what else is not a tunnel; and for each worker.
@@ -76,6 +79,10 @@ impl Server {
             background.spawn(admin.serve(listener));
         }
         background.spawn(reloader.run());
+        if BUILT_IN {
+            let proxy = proxy.clone();
+            background.spawn(async move { export::run(&proxy.spans, || proxy.rules.load().collector.clone()).await });
+        }
         let outcome = tokio::select! {
             () = stop => Ok(()),
             () = workers.ended() => Err(io::Error::other("a worker ended by itself")),
@@ -90,6 +97,11 @@ impl Server {
         end_all(&proxy).await;
         workers.stop().await;
         background.shutdown().await;
+        if BUILT_IN {
+            // The last ones, if somebody takes them.
+            let collector = proxy.rules.load().collector.clone();
+            let _ = timeout(FAREWELL, Box::pin(export::send(&proxy.spans, collector))).await;
+        }
         outcome
     }
 

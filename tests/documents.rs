@@ -9,8 +9,9 @@ use std::process::Command;
 
 use wsbouncer::denial::Reason;
 
-const DOCUMENTS: [&str; 16] = [
+const DOCUMENTS: [&str; 18] = [
     "README.md",
+    "SECURITY.md",
     "CHANGELOG.md",
     "docs/admin.md",
     "docs/browsers.md",
@@ -26,6 +27,7 @@ const DOCUMENTS: [&str; 16] = [
     "docs/refusals.md",
     "docs/strategies.md",
     "docs/tickets.md",
+    "docs/traces.md",
 ];
 
 fn root() -> PathBuf {

@@ -42,8 +42,9 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("clap", &["main", "cli", "cli::*"], "only the command line knows its flags"),
     ("prometheus_client", &["metrics", "metrics::*"], "one file names every metric"),
 ];
-/// The operator's own listener, and plain requests, whose bodies it frames anew; handshakes are read and written by hand.
-const HTTP: &[&str] = &["admin", "admin::*", "forward", "forward::*"];
+/// The operator's own listener; plain requests, whose bodies it frames anew; what collectors are sent. Handshakes are read
+/// and written by hand.
+const HTTP: &[&str] = &["admin", "admin::*", "forward", "forward::*", "spans::export"];
 
 /// Tasks that outlive the function that starts them are counted here; elsewhere they could not be drained.
 const MAY_SPAWN: &[&str] = &["server", "desk", "reload", "admin"];

@@ -74,6 +74,9 @@ pub fn config(rules: &Rules, limits: &Limits, settings: &Settings, status: &Stat
                 "on_revoked": { "after": seconds(rules.on_revoked) },
                 "on_route_removed": { "after": seconds(rules.on_route_removed) },
             },
+            "telemetry": rules.collector.as_ref().map(|it| json!({
+                "otlp": { "endpoint": format!("http://{}{}", it.authority, it.path) }
+            })),
             "drain": { "timeout": seconds(rules.drain.timeout), "spread": seconds(rules.drain.spread) },
         }),
     )

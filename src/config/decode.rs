@@ -8,6 +8,7 @@ use super::schema::{self, File, KeySecret, Tickets, Upstream};
 use super::value::{self, Drain, Limits};
 use super::yaml::Node;
 use super::{keys, routes};
+use crate::spans::{BUILT_IN, Collector};
 
 /// Decodes the main file. `None` only where it is no map at all.
 pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
@@ -44,6 +45,7 @@ pub fn file(node: &Node, root: &Path<'_>, faults: &mut Faults) -> Option<File> {
         on_revoked,
         on_route_removed,
         drain: drain(&fields, faults),
+        collector: collector(&fields, faults),
     })
 }
 
@@ -212,6 +214,24 @@ fn drain(fields: &Fields<'_, '_>, faults: &mut Faults) -> Drain {
             faults.value(&at, wrong.hint("make spread at most as long as timeout"));
         }
         drain
+    })
+}
+
+/// Where spans are sent to. A build that makes none says so, rather than to send nothing without a word.
+fn collector(fields: &Fields<'_, '_>, faults: &mut Faults) -> Option<Collector> {
+    fields.below("telemetry", &schema::TELEMETRY, faults, |telemetry, faults| {
+        if !telemetry.has("otlp") {
+            return None;
+        }
+        if !BUILT_IN {
+            let wrong = Wrong::new("this build of wsbouncer cannot export spans");
+            let hint = "build it with: cargo build --release --locked --features otlp";
+            faults.name(&telemetry.at.field("otlp"), wrong.hint(hint));
+        }
+        telemetry.below("otlp", &schema::OTLP, faults, |otlp, faults| {
+            let _ = otlp.required("endpoint", "write endpoint: http://127.0.0.1:4318", faults);
+            otlp.parsed("endpoint", value::collector, faults)
+        })
     })
 }
 

@@ -90,6 +90,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("routes.", &["upstream"]),
     ("routes.tickets.", &["path"]),
     ("routes.tickets.cookie.", &["name"]),
+    ("telemetry.otlp.", &["endpoint"]),
 ];
 
 /// Maps of which one field stands at a time.
@@ -202,6 +203,7 @@ fn leaf(path: &str, name: &str) -> Value {
         "preset" => json!({ "enum": ["kubernetes", "openai", "deepgram", "bearer"] }),
         "host" if path.starts_with("upstreams.") => json!({ "enum": ["keep", "upstream"] }),
         "path" => pattern("^/"),
+        "endpoint" => pattern("^http://"),
         "json" => pattern("^/"),
         _ => text(),
     }

@@ -382,6 +382,7 @@ fn rules(
         on_route_removed: file.on_route_removed,
         drain: file.drain,
         admin_token: None,
+        collector: file.collector.map(Arc::new),
         fingerprint: String::new(),
     }
 }

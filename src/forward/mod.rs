@@ -179,6 +179,7 @@ impl Forward {
                 let took = progress.with(|state| state.answered_at).unwrap_or_else(Instant::now);
                 let took = took.into_std().saturating_duration_since(entry.since);
                 metrics.answered(entry.route_label(), Outcome::Forwarded, took);
+                entry.ended(Outcome::Forwarded.word(), status);
                 log::forwarded(live, entry, &log::Forwarded { method: &method, status, cause });
                 None
             }

@@ -22,6 +22,7 @@ use crate::frame::Fault;
 use crate::peer::Shown;
 use crate::random;
 use crate::secret::Digest;
+use crate::spans::{Ending, Span};
 use crate::trail::Trail;
 use crate::tunnels::Live;
 
@@ -140,6 +141,7 @@ pub struct Entry {
     pub path: Option<Box<str>>,
     pub origin: Option<Box<str>>,
     pub trail: Trail,
+    pub span: Span,
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -163,17 +165,28 @@ impl Entry {
             path: None,
             origin: None,
             trail: Trail::default(),
+            span: Span::default(),
         }
     }
 
     pub fn new(caller: IpAddr, path: &str, headers: &HeaderMap) -> Self {
         let text = |name| headers.get(name).map(|value| printable(value.as_bytes()).into_boxed_str());
-        Self {
-            host: text(HOST),
-            path: Some(printable(path.as_bytes()).into()),
-            origin: text(ORIGIN),
-            ..Self::empty(request_id(headers), caller)
-        }
+        let mut entry = Self::empty(request_id(headers), caller);
+        entry.host = text(HOST);
+        entry.path = Some(printable(path.as_bytes()).into());
+        entry.origin = text(ORIGIN);
+        entry
+    }
+
+    /// What became of it, for whoever records its trace.
+    pub fn ended(&self, outcome: &'static str, status: Option<u16>) {
+        self.span.end(&self.ending(outcome, status));
+    }
+
+    fn ending(&self, outcome: &'static str, status: Option<u16>) -> Ending<'_> {
+        let (route, key) = (self.route.as_deref(), self.key.as_deref());
+        let (request_id, caller) = (&*self.id, self.caller);
+        Ending { request_id, caller, route, key, outcome, reason: None, status, close_code: None }
     }
 
     pub fn route_label(&self) -> &Arc<str> {
@@ -199,6 +212,11 @@ impl Entry {
             cause = Some(&*denial.cause).filter(|cause| !cause.is_empty()),
             "refused"
         );
+        if !self.span.has_ended() {
+            let ending = self.ending("refused", Some(denial.status().as_u16()));
+            let key = denial.key.as_deref().or(ending.key);
+            self.span.end(&Ending { reason: Some(denial.reason.word()), key, close_code: code, ..ending });
+        }
     }
 
     /// A ticket was handed out. Whatever it opens has an id of its own.
@@ -229,6 +247,15 @@ impl Entry {
             origin = self.origin.as_deref(),
             "passed through"
         );
+    }
+}
+
+/// A request that is counted nowhere: its client went before it was answered.
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if !self.span.has_ended() {
+            self.ended(Cause::ClientLost.word(), None);
+        }
     }
 }
 

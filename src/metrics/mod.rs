@@ -3,6 +3,8 @@
 
 mod latency;
 mod older_format;
+mod outcome;
+mod spans;
 mod totals;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ use prometheus_client::registry::Registry;
 pub use self::latency::BOUNDS;
 use self::latency::Latency;
 pub use self::older_format::in_older_format;
+pub use self::outcome::Outcome;
+use self::spans::SpanNumbers;
 pub use self::totals::Sums;
 use self::totals::Totals;
 use crate::cap::Cap;
@@ -29,20 +33,8 @@ use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
 use crate::limit::Counts;
+use crate::spans::Spans;
 use crate::tunnels::{Live, Tunnels};
-
-/// What became of a request that had a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Opened,
-    /// Got a ticket.
-    Ticket,
-    Refused,
-    /// The upstream answered something else than 101.
-    PassedThrough,
-    /// A plain request went to the upstream.
-    Forwarded,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
@@ -136,6 +128,11 @@ impl Metrics {
         metrics
     }
 
+    /// From now on what becomes of these is shown too.
+    pub fn show_spans(&mut self, spans: Arc<Spans>) {
+        self.registry.register_collector(Box::new(SpanNumbers(spans)));
+    }
+
     fn register(&mut self) {
         let all = &mut self.registry;
         all.register("requests", "Requests with a complete head, by what became of them", self.requests.clone());
@@ -178,13 +175,7 @@ impl Metrics {
     }
 
     pub fn answered(&self, route: &Arc<str>, outcome: Outcome, took: Duration) {
-        let outcome = match outcome {
-            Outcome::Opened => "opened",
-            Outcome::Ticket => "ticket",
-            Outcome::Refused => "refused",
-            Outcome::PassedThrough => "passed_through",
-            Outcome::Forwarded => "forwarded",
-        };
+        let outcome = outcome.word();
         self.totals.answered(took);
         self.requests.get_or_create(&RouteOutcome { route: route.clone(), outcome }).inc();
         self.handshake.get_or_create(&Route { route: route.clone() }).observe(took);

@@ -233,6 +233,18 @@ async function image() {
     const foreign = programs.filter((name) => !/\.so(\.|$)|^usr\/lib\/x86_64-linux-gnu\/|^usr\/lib64\//.test(name));
     assert.deepStrictEqual(foreign, ['wsbouncer']);
   });
+  await check('it says what went into it', () => {
+    const root = must('create', IMAGE).trim();
+    const file = 'usr/share/doc/wsbouncer/wsbouncer.cdx.json';
+    const tar = spawnSync('sh', ['-c', `podman ${engine.join(' ')} export ${root} | tar -xOf - ${file}`], { encoding: 'utf8', maxBuffer: 64 << 20 });
+    must('rm', root);
+    const sbom = JSON.parse(tar.stdout);
+    assert.deepStrictEqual([sbom.bomFormat, sbom.metadata.component.name], ['CycloneDX', 'wsbouncer']);
+    const names = sbom.components.map(({ name }) => name);
+    for (const name of ['hyper', 'tokio', 'yaml_serde', 'zeroize']) assert(names.includes(name), name);
+    assert(sbom.components.every(({ hashes, licenses }) => hashes && licenses), 'each with its digest and licence');
+    return `${names.length} crates`;
+  });
   await check('a bad file is refused with 2, and check runs in it', () => {
     mount(rules, { 'wsbouncer.yaml': 'listen: 0.0.0.0:8080\nupstrem: ws://127.0.0.1:9000\n' });
     const volume = ['-v', `${rules}:/etc/wsbouncer:ro`];
@@ -272,6 +284,10 @@ async function running() {
     assert.strictEqual(field('NoNewPrivs'), '1');
     const root = fs.readFileSync(`/proc/${pid}/mountinfo`, 'utf8').split('\n').find((line) => line.split(' ')[4] === '/');
     assert.match(root.split(' ')[5], /^ro\b/);
+  });
+  await check('a crash of it writes no core', () => {
+    const limits = fs.readFileSync(`/proc/${pid}/limits`, 'utf8');
+    assert.match(limits, /^Max core file size\s+0\s+0\s/m);
   });
   await check('its memory is limited to 64 MB', () => {
     const groups = fs.readFileSync(`/proc/${pid}/cgroup`, 'utf8').trim().split('\n').map((line) => line.split(':'));

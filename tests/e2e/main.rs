@@ -25,6 +25,9 @@ mod notify;
 mod probe;
 mod relay;
 mod reload;
+mod secrets;
 mod subprotocol;
 mod tickets;
+#[cfg(feature = "otlp")]
+mod traces;
 mod upstream;

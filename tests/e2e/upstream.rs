@@ -61,6 +61,38 @@ fn end_to_end_headers_pass_in_order_and_unchanged() {
     }
 }
 
+/// W3C Trace Context, sections 3.2 and 4.3: what is no `traceparent` begins a new trace, and takes its `tracestate` along.
+#[test]
+fn a_trace_passes_whole_or_not_at_all() {
+    const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const NOT_RECORDED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    const LATER: &str = "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-is-to-come";
+    let (backend, gate) = stand_echo();
+    for good in [GOOD, NOT_RECORDED, LATER] {
+        gate.open(alice().with("tracestate", "a=1,b=2").with("traceparent", good).with("tracestate", "c=3"));
+        let head = backend.last_head();
+        assert_eq!((head.get("traceparent"), head.all("tracestate")), (Some(good), vec!["a=1,b=2", "c=3"]), "{good}");
+        gate.open(alice().with("traceparent", good));
+        assert!(!backend.last_head().has("tracestate"));
+    }
+    let upper = GOOD.to_ascii_uppercase();
+    let none = ["", "00", &upper, &GOOD[..54], "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"];
+    for bad in none {
+        gate.open(alice().with("traceparent", bad).with("tracestate", "a=1"));
+        let head = backend.last_head();
+        assert!(!head.has("traceparent") && !head.has("tracestate"), "{bad}: {head:?}");
+    }
+    for request in [
+        alice().with("tracestate", "a=1"),
+        alice().with("traceparent", GOOD).with("traceparent", GOOD).with("tracestate", "a=1"),
+        alice().set("Connection", "Upgrade, TraceParent").with("traceparent", GOOD).with("tracestate", "a=1"),
+    ] {
+        gate.open(request);
+        let head = backend.last_head();
+        assert!(!head.has("traceparent") && !head.has("tracestate"), "{head:?}");
+    }
+}
+
 #[test]
 fn what_concerns_one_connection_stays_on_it() {
     let (backend, gate) = stand_echo();

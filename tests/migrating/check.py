@@ -125,17 +125,18 @@ class Service(Server):
 
 
 class Authorizer(Server):
-    """204 and a name for a known key, else 401. Takes the first X-Api-Key, as the mappings of most libraries do."""
+    """204 (or 200, which Envoy wants) and a name for a known key, else 401. Takes the first X-Api-Key, as the mappings of most libraries do."""
 
     def __init__(self):
         self.keys = {KEY: "laptop", OTHER: "dashboard"}
+        self.allows = "204 No Content"
         super().__init__()
 
     def serve(self, connection, stream):
         _, headers = read_head(stream)
         shown = [value for name, value in headers if name == "x-api-key"]
         name = self.keys.get(shown[0]) if shown else None
-        answer = f"204 No Content\r\nX-Auth-User: {name}" if name else "401 Unauthorized\r\nContent-Length: 0"
+        answer = f"{self.allows}\r\nX-Auth-User: {name}" if name else "401 Unauthorized\r\nContent-Length: 0"
         connection.sendall(f"HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n".encode())
 
 
@@ -320,6 +321,58 @@ def caddy(block, **ports):
     return Proxy(block, {"Caddyfile": block}, start, reload, **ports)
 
 
+ENVOY = """
+resources:
+- "@type": type.googleapis.com/envoy.config.listener.v3.Listener
+  name: door
+  address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
+  filter_chains:
+  - filters:
+    - name: envoy.filters.network.http_connection_manager
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+        stat_prefix: door
+        route_config:
+          virtual_hosts:
+          - {{ name: all, domains: ["*"], routes: [{{ match: {{ prefix: "/" }}, route: {{ cluster: chat, timeout: 0s }} }}] }}
+{parts}
+"""
+ENVOY_CLUSTER = """
+  - name: {name}
+    load_assignment:
+      cluster_name: {name}
+      endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }} }} }}] }}]
+"""
+
+
+def indented(text, by):
+    return "".join(" " * by + line for line in text.splitlines(True))
+
+
+def envoy(block, *, filters=None, chat=9000, **ports):
+    """The parts that the page prints, with a listener around them that Envoy reads again when its file is replaced."""
+    def compose(proxy):
+        parts = proxy.files["parts"]
+        if filters:
+            # In the place of the first filter.
+            head, tail = parts.index("  - name:"), parts.index("  - name: envoy.filters.http.router")
+            parts = parts[:head] + indented(proxy.files["filter"], 2) + parts[tail:]
+        (proxy.directory / "new").write_text(ENVOY.format(port=proxy.port, parts=indented(parts, 8)))
+        os.rename(proxy.directory / "new", proxy.directory / "listeners.yaml")
+
+    def start(proxy):
+        compose(proxy)
+        clusters = {"chat": proxy.ports[chat], "keys": proxy.ports[9100]}
+        written = "".join(ENVOY_CLUSTER.format(name=name, port=port) for name, port in clusters.items())
+        (proxy.directory / "envoy.yaml").write_text(
+            "node: { id: a, cluster: a }\n"
+            f"dynamic_resources: {{ lds_config: {{ path_config_source: {{ path: {proxy.directory}/listeners.yaml }} }} }}\n"
+            f"static_resources:\n  clusters:{written}")
+        return [os.environ["ENVOY"], "-c", "envoy.yaml", "--concurrency", "1", "--disable-hot-restart", "-l", "warn"]
+    files = {"parts": block, **({"filter": filters} if filters else {})}
+    return Proxy(block, files, start, compose, **ports)
+
+
 def wsbouncer(block, *, keys=None, **ports):
     def start(proxy):
         proxy.files["wsbouncer.yaml"] += "admin: off\n"
@@ -417,6 +470,7 @@ def main():
         "nginx": version(["nginx", "-v"], r"nginx/([\d.]+)"),
         "HAProxy": version(["haproxy", "-v"], r"version ([\d.]+)"),
         "Caddy": version(["caddy", "version"], r"v?([\d.]+)"),
+        "Envoy": version([os.environ["ENVOY"], "--version"], r"/([\d.]+)/"),
     }
 
     rows = [
@@ -426,14 +480,22 @@ def main():
         ("HAProxy", "map file", lambda: haproxy("haproxy-map", keys="haproxy-map-keys", ports=ports)),
         ("Caddy", "header", lambda: caddy("caddy-header", ports=ports)),
         ("Caddy", "forward_auth", lambda: caddy("caddy-forward-auth", ports=ports)),
+        ("Envoy", "RBAC", lambda: envoy("envoy-rbac", ports=ports)),
+        ("Envoy", "ext_authz", lambda: envoy("envoy-rbac", filters="envoy-ext-authz", ports=ports)),
     ]
     for program, way, make in rows:
         authorizer.keys = {KEY: "laptop", OTHER: "dashboard"}
+        authorizer.allows = "200 OK\r\nContent-Length: 0" if program == "Envoy" else "204 No Content"
         with case(f"{program}, {way}"), make() as proxy:
             # Where a service knows the keys, it forgets one, and there is nothing for the proxy to read again.
-            asks = way in ("auth_request", "forward_auth")
+            asks = way in ("auth_request", "forward_auth", "ext_authz")
             row = observe(proxy, (lambda: authorizer.keys.pop(KEY)) if asks else proxy.remove_laptop)
             compare(f"{program}, {way},", versions[program], row)
+
+    authorizer.keys, authorizer.allows = {KEY: "laptop", OTHER: "dashboard"}, "204 No Content"
+    with case("Envoy, 204"), envoy("envoy-rbac", filters="envoy-ext-authz", ports=ports) as proxy:
+        seen = status(proxy.port, shows(KEY))
+        report("Envoy: a service that says yes with 204 says no", seen == 204, str(seen))
 
     bouncers = {
         "wsbouncer-keys": lambda used: wsbouncer("wsbouncer-keys", ports=used),

@@ -104,6 +104,7 @@ pub static FILE: Section = Section {
         section("timeouts", &TIMEOUTS),
         section("live_connections", &LIVE_CONNECTIONS),
         section("drain", &DRAIN),
+        section("telemetry", &TELEMETRY),
     ])
 };
 
@@ -295,6 +296,10 @@ pub static ON_REVOKED: Section = fields(&[value("after", "0s")]);
 pub static ON_ROUTE_REMOVED: Section = fields(&[value("after", "30s")]);
 
 pub static DRAIN: Section = fields(&[value("timeout", "60s"), value("spread", "30s")]);
+
+pub static TELEMETRY: Section = fields(&[section("otlp", &OTLP)]);
+
+pub static OTLP: Section = fields(&[value("endpoint", "")]);
 
 /// What an api_key entry looks for when it does not say.
 pub const DEFAULT_PLACES: [(&str, &str); 2] = [("header", "X-Api-Key"), ("pair", "x-api-key")];

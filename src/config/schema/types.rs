@@ -6,8 +6,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use crate::config::value::{
-    Cookie, Digest, Drain, FirstMessage, HostPattern, Http, IpNet, Limits, OnFailure, Origin, PathPattern, Piece,
-    Place, Secret, Target, Timeouts, Traffic, UnixTime,
+    Collector, Cookie, Digest, Drain, FirstMessage, HostPattern, Http, IpNet, Limits, OnFailure, Origin, PathPattern,
+    Piece, Place, Secret, Target, Timeouts, Traffic, UnixTime,
 };
 
 /// The main file.
@@ -32,6 +32,7 @@ pub struct File {
     pub on_revoked: Duration,
     pub on_route_removed: Duration,
     pub drain: Drain,
+    pub collector: Option<Collector>,
 }
 
 pub struct Upstream {

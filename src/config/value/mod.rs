@@ -24,6 +24,7 @@ pub use crate::limit::Limits;
 pub use crate::route::{Cookie, HostPattern, Http, OnFailure, PathPattern, Timeouts};
 pub use crate::rules::Drain;
 pub use crate::secret::{Digest, Secret};
+pub use crate::spans::Collector;
 pub use crate::traffic::{Flow, Rate, Traffic};
 pub use crate::upstream::Endpoint;
 pub use ipnet::IpNet;
@@ -118,6 +119,32 @@ pub fn target(text: &str) -> Parsed<Target> {
         Err(_) => Endpoint::Name { host: host.into(), port },
     };
     Ok(Target { endpoint, authority: authority.to_owned() })
+}
+
+/// `http://127.0.0.1:4318`: where the paths of OTLP begin.
+pub fn collector(text: &str) -> Parsed<Collector> {
+    const TRACES: &str = "/v1/traces";
+    let bad = |says: &str| Wrong::new(says).hint("write http://127.0.0.1:4318");
+    if text.starts_with("https://") {
+        return Err(Wrong::new("TLS to a collector is not supported by this version")
+            .hint("send to a collector on this machine, and let that one send on"));
+    }
+    let rest = text.strip_prefix("http://").ok_or_else(|| bad("this is not the URL of a collector"))?;
+    let (authority, base) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let split = crate::peer::split_host(authority).filter(|(host, port)| !host.is_empty() && *port != Some(0));
+    let (host, port) =
+        split.filter(|_| !authority.contains('@')).ok_or_else(|| bad("this URL has no good host and port"))?;
+    let base = base.trim_end_matches('/');
+    let path = if base.ends_with(TRACES) { base.to_owned() } else { format!("{base}{TRACES}") };
+    match path.parse::<PathAndQuery>() {
+        Ok(good) if good.query().is_none() && good.as_str() == path => Ok(Collector {
+            authority: authority.into(),
+            host: host.trim_start_matches('[').trim_end_matches(']').into(),
+            port: port.unwrap_or(80),
+            path: path.into(),
+        }),
+        _ => Err(bad("this URL has no good path")),
+    }
 }
 
 /// What `sun_path` holds on Linux, less its closing NUL.
@@ -354,6 +381,35 @@ mod tests {
             ["", "a", "ws:a", "ws://", "ws:///", "ws://a b", "ws://a/b", "ws://u:p@a", "unix:a", "unix:", "wss://a"]
         {
             assert!(target(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn collectors_are_told_by_where_otlp_begins() {
+        let parts = |text: &str| {
+            collector(text)
+                .map(|it| (it.authority.into_string(), it.host.into_string(), it.port, it.path.into_string()))
+        };
+        let good =
+            |authority: &str, host: &str, port, path: &str| Ok((authority.into(), host.into(), port, path.into()));
+        assert_eq!(parts("http://127.0.0.1:4318"), good("127.0.0.1:4318", "127.0.0.1", 4318, "/v1/traces"));
+        assert_eq!(parts("http://[::1]:4318/"), good("[::1]:4318", "::1", 4318, "/v1/traces"));
+        assert_eq!(parts("http://a.internal/otlp/"), good("a.internal", "a.internal", 80, "/otlp/v1/traces"));
+        assert_eq!(parts("http://a:1/v1/traces"), good("a:1", "a", 1, "/v1/traces"));
+        for text in [
+            "",
+            "a",
+            "127.0.0.1:4318",
+            "https://a",
+            "ws://a",
+            "http://",
+            "http://a:0",
+            "http://u:p@a",
+            "http://a/?b",
+            "http://a/b c",
+            "http://a/#b",
+        ] {
+            assert!(collector(text).is_err(), "{text}");
         }
     }
 
