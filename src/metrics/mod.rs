@@ -26,6 +26,7 @@ use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
 use crate::limit::Counts;
+use crate::log;
 use crate::tunnels::{Live, Tunnels};
 
 /// What became of a request that had a head.
@@ -334,7 +335,10 @@ impl Collector for LiveNumbers {
         open.encode(encoder.encode_descriptor("connections_open", text, None, open.metric_type())?)?;
         let most = ConstGauge::new(i64::try_from(self.counts.room().most()).unwrap_or(i64::MAX));
         let text = "Connections of the data port that the limit of open files has room for";
-        most.encode(encoder.encode_descriptor("connections_limit", text, None, most.metric_type())?)
+        most.encode(encoder.encode_descriptor("connections_limit", text, None, most.metric_type())?)?;
+        let lost = ConstCounter::new(log::lost());
+        let text = "Lines of the log that could not be written";
+        lost.encode(encoder.encode_descriptor("log_lines_lost", text, None, lost.metric_type())?)
     }
 }
 
