@@ -11,6 +11,7 @@ mod cli;
 mod drain;
 mod explain;
 mod failure;
+mod faults;
 mod first_message;
 mod forward;
 mod frames;
