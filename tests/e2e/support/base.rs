@@ -41,8 +41,9 @@ impl Gate {
         eventually("its memory is given back", || self.resident() <= base.resident + KEPT);
     }
 
+    /// Nobody is there.
     #[track_caller]
-    fn is_empty(&self) {
+    pub fn is_empty(&self) {
         for gauge in GAUGES {
             eventually(&format!("{gauge} is 0"), || self.metric(gauge, &[]) == 0.0);
         }
