@@ -11,8 +11,9 @@ use rustix::fs::{FileType, fstat};
 
 /// What a pipe takes whole or not at all (`PIPE_BUF`, pipe(7)), so that a write of it never waits where there is room.
 const PIECE: usize = 4096;
-/// How long a reader that has kept up so far is waited for: a burst of lines may be faster than it.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long a reader that has kept up so far is waited for: a burst of lines may be faster than it, and a busy machine lets
+/// it have its turn late. One that has stopped is waited for once.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 static LOST: AtomicU64 = AtomicU64::new(0);
 static TOLD: AtomicU64 = AtomicU64::new(0);
