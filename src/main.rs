@@ -1,5 +1,6 @@
 //! The life of the process: arguments, log, configuration, bind, announce, run, drain, exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -31,7 +32,7 @@ fn serve(args: &ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             // All of them, each with its place and a way out.
-            eprintln!("{problems}");
+            let _ = writeln!(std::io::stderr(), "{problems}");
             return ExitCode::from(2);
         }
     };

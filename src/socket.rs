@@ -142,9 +142,9 @@ impl Socket {
     }
 }
 
-/// Four questions after so much silence, and a peer that answers none is gone.
+/// Four questions after so much silence, and a peer that answers none is gone. Whoever asks early asks often, too.
 pub fn keepalive(idle: Duration) -> TcpKeepalive {
-    TcpKeepalive::new().with_time(idle).with_interval(Duration::from_secs(15)).with_retries(4)
+    TcpKeepalive::new().with_time(idle).with_interval(idle.min(Duration::from_secs(15))).with_retries(4)
 }
 
 impl AsyncRead for Socket {

@@ -278,6 +278,8 @@ fn cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
+        // EMFILE and ENFILE have no word of their own.
+        _ if matches!(error.raw_os_error(), Some(23 | 24)) => "too many files are open".into(),
         other => other.to_string(),
     }
 }

@@ -2,11 +2,12 @@
 //! a header that could hold a secret, or a byte that a terminal would act upon.
 
 mod line;
+mod stderr;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
@@ -25,6 +26,8 @@ use crate::secret::Digest;
 use crate::spans::{Ending, Span};
 use crate::trail::Trail;
 use crate::tunnels::Live;
+
+pub use self::stderr::lost;
 
 /// Sends events of this level and above to standard error: lines for people, or one JSON object a line.
 pub fn init(json: bool, level: tracing::Level) {
@@ -68,6 +71,10 @@ pub fn keep_lines_together() -> impl Future<Output = Infallible> {
         loop {
             first.notified().await;
             flush();
+            let lines = stderr::lost_and_not_told();
+            if lines > 0 {
+                warn!(lines, "lines of the log were lost");
+            }
         }
     }
 }
@@ -84,19 +91,22 @@ pub fn flush() {
 impl Waiting {
     fn write(&mut self) {
         if !self.bytes.is_empty() {
-            let _ = io::stderr().lock().write_all(&self.bytes);
+            stderr::write(&self.bytes);
             self.bytes.clear();
         }
     }
 }
 
-/// Standard error, by way of the lines that wait.
+/// Standard error, by way of the lines that wait. It never fails: whoever formats the lines would panic over it.
 struct Lines;
 
 impl io::Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         WAITING.with_borrow_mut(|waiting| {
-            let Some(waiting) = waiting else { return io::stderr().lock().write(line) };
+            let Some(waiting) = waiting else {
+                stderr::write(line);
+                return Ok(line.len());
+            };
             if waiting.bytes.is_empty() {
                 waiting.since = Instant::now();
                 waiting.first.notify_one();
@@ -120,7 +130,7 @@ pub fn reload_failed(count: usize, problems: &str) {
         error!(problems = count, error = problems, "reload failed");
     } else {
         error!(problems = count, "reload failed");
-        let _ = writeln!(io::stderr().lock(), "{}", problems.trim_end());
+        stderr::write(format!("{}\n", problems.trim_end()).as_bytes());
     }
 }
 

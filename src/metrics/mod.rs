@@ -33,6 +33,7 @@ use crate::clock::UnixTime;
 use crate::denial::Reason;
 use crate::end::Cause;
 use crate::limit::Counts;
+use crate::log;
 use crate::spans::Spans;
 use crate::tunnels::{Live, Tunnels};
 
@@ -324,7 +325,10 @@ impl Collector for LiveNumbers {
         let text = "Connections of the data port that are no tunnel yet, or never will be";
         number(&mut encoder, "connections_pending", text, self.counts.pending() as usize)?;
         let text = "Connections of the data port that the limit of open files has room for";
-        number(&mut encoder, "connections_limit", text, room.most())
+        number(&mut encoder, "connections_limit", text, room.most())?;
+        let lost = ConstCounter::new(log::lost());
+        let text = "Lines of the log that could not be written";
+        lost.encode(encoder.encode_descriptor("log_lines_lost", text, None, lost.metric_type())?)
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
@@ -48,6 +48,7 @@ pub struct Reloader {
     outgoing: Vec<Arc<Rules>>,
     status: Arc<Mutex<Status>>,
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
+    hangup: Option<Signal>,
     watcher: Watch,
     /// The warnings of the last load that was taken over, which were said then.
     warned: HashSet<String>,
@@ -67,12 +68,15 @@ impl Reloader {
     ) -> Self {
         let status = Status::first(sources.paths().map(Path::to_owned).collect(), &proxy);
         proxy.metrics.loaded(false);
+        // As early as can be: until SIGHUP has its meaning, it ends the process.
+        let hangup = signal(SignalKind::hangup());
+        let hangup = hangup.inspect_err(|error| warn!(%error, "SIGHUP will not reload")).ok();
         let mut watcher = Watch::new();
         watcher.follow(sources.directories());
         let status = Arc::new(Mutex::new(status));
         let warned = HashSet::new();
         let (sources, loader, outgoing, asks) = (Arc::new(sources), Loader::default(), Vec::new(), mpsc::channel(8));
-        Self { path, settings, sources, proxy, loader, outgoing, status, asks, watcher, warned, notify }
+        Self { path, settings, sources, proxy, loader, outgoing, status, asks, hangup, watcher, warned, notify }
     }
 
     /// Logs what is allowed and probably not meant, unless the last load said so too.
@@ -99,20 +103,12 @@ impl Reloader {
 
     /// Runs for as long as the process.
     pub async fn run(mut self) {
-        let mut hangup = match signal(SignalKind::hangup()) {
-            Ok(signal) => Some(signal),
-            Err(error) => {
-                warn!(%error, "SIGHUP will not reload");
-                None
-            }
-        };
-        // Not earlier: until SIGHUP has its meaning, it ends the process.
         self.notify.say(&format!("READY=1\n{}", self.serving()));
         let mut tick = interval(POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let on_hangup = async {
-                match &mut hangup {
+                match &mut self.hangup {
                     Some(signal) => signal.recv().await,
                     None => std::future::pending().await,
                 }

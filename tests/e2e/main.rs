@@ -12,6 +12,7 @@ mod drain;
 mod exhaustion;
 mod explain;
 mod failure;
+mod faults;
 mod first_message;
 mod forward;
 mod frames;

@@ -86,6 +86,17 @@ impl Backend {
         })
     }
 
+    /// Like [`Backend::echo`], where another one was.
+    pub fn echo_at(address: &str) -> Self {
+        let script = |mut conn: Conn| {
+            conn.accept();
+            conn.echo();
+        };
+        let listener = super::wait::eventually_some("the port is free", || TcpListener::bind(address).ok());
+        let place = Place::Tcp(listener.local_addr().unwrap());
+        Self::start(Listener::Tcp(listener), place, Arc::new(script), mpsc::channel().1)
+    }
+
     /// Sends these bytes instead of a 101, and closes.
     pub fn answers(bytes: impl AsRef<[u8]>) -> Self {
         let bytes = bytes.as_ref().to_vec();

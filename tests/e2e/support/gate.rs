@@ -41,10 +41,16 @@ impl Gate {
     #[track_caller]
     pub fn follow(mut child: Child, dir: TempDir, file: PathBuf) -> Self {
         let log = Arc::new(Log::default());
-        log.follow(child.stderr.take().unwrap(), |log| &log.err);
+        let stderr = child.stderr.take();
         log.follow(child.stdout.take().unwrap(), |log| &log.out);
         let mut gate = Self { child: Some(child), log, dir, file, addr: unset(), admin: unset() };
-        gate.wait_until_listening();
+        if let Some(stderr) = stderr {
+            gate.log.follow(stderr, |log| &log.err);
+            gate.wait_until_listening();
+        } else {
+            let [admin, addr] = eventually_some("the binary listens", || gate.bound());
+            (gate.admin, gate.addr) = (admin, addr);
+        }
         gate
     }
 
@@ -68,6 +74,32 @@ impl Gate {
         };
         self.addr = address("listen").unwrap_or_else(|| panic!("no listen address in {line}"));
         self.admin = address("admin").unwrap_or_else(unset);
+    }
+
+    /// Where it listens, without asking its log. The admin listener has an address of its own (`Setup::log_to`).
+    fn bound(&mut self) -> Option<[SocketAddr; 2]> {
+        assert!(self.is_running(), "the binary has ended");
+        let sockets = self.descriptors();
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let find = |host: [u8; 4]| {
+            table.lines().skip(1).find_map(|line| {
+                const LISTENING: &str = "0A";
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let (address, port) = fields[1].split_once(':')?;
+                let is_it = fields[3] == LISTENING
+                    && address == format!("{:08X}", u32::from_le_bytes(host))
+                    && sockets.contains(&format!("socket:[{}]", fields[9]));
+                is_it.then(|| SocketAddr::from((host, u16::from_str_radix(port, 16).unwrap())))
+            })
+        };
+        Some([find([127, 0, 0, 2])?, find([127, 0, 0, 1])?])
+    }
+
+    /// What its descriptors are.
+    pub fn descriptors(&self) -> Vec<String> {
+        let all = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        // One that is closed at this moment has no name any more.
+        all.filter_map(|one| Some(fs::read_link(one.ok()?.path()).ok()?.to_string_lossy().into_owned())).collect()
     }
 
     // ---- talking to it
@@ -308,6 +340,12 @@ impl Gate {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
+    }
+
+    /// Signals a process that may have ended by itself, and is not waited for yet.
+    pub fn try_signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        let _ = kill_process(pid, signal);
     }
 
     /// Waits for its end.

@@ -1,6 +1,7 @@
 //! What the tests stand on: the built binary, a scripted upstream, a raw client, and waiting for conditions.
 
 pub mod backend;
+pub mod base;
 pub mod client;
 pub mod frames;
 pub mod gate;

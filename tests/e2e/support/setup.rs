@@ -17,6 +17,7 @@ pub struct Setup {
     format: &'static str,
     before: &'static str,
     at: Option<PathBuf>,
+    stderr: Option<Stdio>,
 }
 
 /// A file for the binary; what surrounds it is added step by step.
@@ -29,6 +30,7 @@ pub fn config(yaml: &str) -> Setup {
         format: "json",
         before: "",
         at: None,
+        stderr: None,
     }
 }
 
@@ -79,8 +81,14 @@ impl Setup {
         Self { before: command, ..self }
     }
 
+    /// Where its log goes, of which the gate that comes of it sees nothing. It finds its admin address by the host.
+    #[must_use]
+    pub fn log_to(self, place: impl Into<Stdio>) -> Self {
+        Self { stderr: Some(place.into()), yaml: format!("admin: 127.0.0.2:0\n{}", self.yaml), ..self }
+    }
+
     #[track_caller]
-    pub fn start(self) -> Gate {
+    pub fn start(mut self) -> Gate {
         let dir = TempDir::new().unwrap();
         for (name, content) in &self.files {
             let path = dir.path().join(name);
@@ -96,10 +104,10 @@ impl Setup {
             .command()
             .args(["serve", "--log-format", self.format, "--log-level", self.level, "--config"])
             .arg(&file)
-            .envs(self.env)
+            .envs(std::mem::take(&mut self.env))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(self.stderr.take().unwrap_or_else(Stdio::piped))
             .spawn()
             .unwrap();
         Gate::follow(child, dir, file)

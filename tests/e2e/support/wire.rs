@@ -206,6 +206,12 @@ impl Wire {
         }
     }
 
+    /// Ends its own direction, and reads what may still come, however it ends.
+    pub fn read_until_quiet(&mut self) {
+        self.shutdown_write();
+        while self.read_some().is_ok_and(|bytes| !bytes.is_empty()) {}
+    }
+
     /// Nothing arrives for a moment, not even an end.
     #[track_caller]
     pub fn stays_silent(&mut self) {
