@@ -25,5 +25,6 @@ mod probe;
 mod relay;
 mod reload;
 mod subprotocol;
+mod threats;
 mod tickets;
 mod upstream;
