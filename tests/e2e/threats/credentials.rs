@@ -4,7 +4,7 @@ use std::thread;
 
 use super::{Trial, hidden, page};
 use crate::support::client::plain_get;
-use crate::support::{Backend, Gate, KEY, Request, alice, route, ws};
+use crate::support::{Backend, Gate, KEY, Request, alice, route, small, ws};
 
 /// Alice's key beside one that nobody has.
 const OTHER: &str = "bad-secret-0123456789";
@@ -205,4 +205,21 @@ fn t079_of_a_hundred_who_show_one_ticket_one_gets_in() {
     assert_eq!((count(" 101 "), count(" 401 ")), (1, MANY - 1), "{firsts:?}");
     assert_eq!(backend.accepted(), 1);
     gate.is_well();
+}
+
+/// Behind a proxy that is trusted, and that says in both forms who the caller is.
+#[test]
+fn t057_an_address_has_one_form() {
+    let backend = Backend::echo();
+    let limits = "trusted_proxies: [ 127.0.0.0/8, 10.0.0.0/8 ]\nlimits: { max_connections_per_address: 1 }\n";
+    let gate = Gate::start(&small(&backend, limits));
+    let from = |address: &str| alice().with("X-Forwarded-For", address);
+    let _open = gate.open(from("203.0.113.7"));
+    for other in
+        ["::ffff:203.0.113.7", "::FFFF:203.0.113.7", "::ffff:cb00:7107", "[::ffff:203.0.113.7]:1234", "203.0.113.7:80"]
+    {
+        gate.refuses_before(&backend, from(other), 429, "too_many_connections");
+    }
+    // A trusted network is trusted in both forms as well.
+    gate.refuses_before(&backend, from("203.0.113.7, ::ffff:10.0.0.1"), 429, "too_many_connections");
 }

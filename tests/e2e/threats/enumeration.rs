@@ -8,7 +8,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use super::page;
 use crate::support::client::plain_get;
-use crate::support::frames::text;
+use crate::support::frames::{close, text};
 use crate::support::{Backend, Gate, KEY, Request, config, ws};
 
 const DISABLED: &str = "disabled-secret-12345678";
@@ -35,12 +35,20 @@ fn start(backend: &Backend, fields: &str) -> Gate {
 /// All bytes of the answer but the date's.
 #[track_caller]
 fn told(gate: &Gate, request: &Request) -> String {
-    let (answer, _) = gate.send(request.clone().with("X-Request-Id", "one-for-all")).read_to_close();
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, rest) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {request:?}"));
+    let mut client = gate.send(request.clone().with("X-Request-Id", "one-for-all"));
+    let head = String::from_utf8(client.read_head_bytes()).unwrap();
+    let rest = if head.starts_with("HTTP/1.1 101 ") {
+        let start = client.read_exact(2);
+        let frame = [&start[..], &client.read_exact(usize::from(start[1]))].concat();
+        client.send(close(1000));
+        assert!(client.read_to_end().is_empty());
+        frame
+    } else {
+        client.read_to_end()
+    };
     let lines: Vec<&str> = head.split("\r\n").filter(|line| !line.to_ascii_lowercase().starts_with("date:")).collect();
     assert_eq!(lines.len(), head.split("\r\n").count() - 1, "one date in {head}");
-    format!("{}\r\n\r\n{rest}", lines.join("\r\n"))
+    format!("{}{}", lines.join("\r\n"), String::from_utf8_lossy(&rest))
 }
 
 /// Where a key may stand, and how it is put there.

@@ -61,3 +61,36 @@ fn t131_a_link_to_another_file_shows_nothing_of_it() {
     backend.next().accept();
     client.opened();
 }
+
+/// Crates that nobody looks after any more, or that must be at least so new: each had a hole that reaches a proxy.
+const GONE: [&str; 4] = ["serde_yaml", "serde_yml", "yaml-rust", "rustls-pemfile"];
+const AT_LEAST: [(&str, [u64; 3]); 8] = [
+    ("hyper", [1, 12, 0]),
+    ("h2", [0, 4, 18]),
+    ("bytes", [1, 11, 1]),
+    ("tokio", [1, 44, 2]),
+    ("tracing-subscriber", [0, 3, 20]),
+    ("rustls", [0, 23, 18]),
+    ("rustls-webpki", [0, 103, 13]),
+    ("jsonwebtoken", [10, 3, 0]),
+];
+
+#[test]
+fn t126_t141_no_crate_is_known_to_be_bad() {
+    let lock = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).unwrap();
+    let packages: Vec<(&str, [u64; 3])> = lock
+        .split("[[package]]")
+        .filter_map(|package| {
+            let field = |name: &str| package.split(&format!("\n{name} = \"")).nth(1)?.split('"').next();
+            let version = field("version")?.split(['-', '+']).next()?;
+            let mut parts = version.split('.').map(|part| part.parse().unwrap());
+            Some((field("name")?, [parts.next()?, parts.next()?, parts.next()?]))
+        })
+        .collect();
+    assert!(packages.len() > 50 && packages.iter().any(|(name, _)| *name == "hyper"), "{packages:?}");
+    for (name, version) in packages {
+        assert!(!GONE.contains(&name), "{name} is looked after by nobody");
+        let least = AT_LEAST.iter().find(|(other, _)| *other == name);
+        assert!(least.is_none_or(|(_, least)| version >= *least), "{name} {version:?} has a known hole");
+    }
+}
