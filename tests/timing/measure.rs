@@ -147,7 +147,7 @@ fn time_verify(samples: usize) -> Measured {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         },
     };
-    let mut once = |class: Class, dice: &mut Dice| {
+    let once = |class: Class, dice: &mut Dice| {
         let credential = Credential::new(Secret::new(dice.secret(class)), Carrier::Request);
         let (facts, begin) = (facts(), Instant::now());
         let denied = black_box(verify(black_box(&verifier), Some(black_box(&credential)), &facts)).is_err();
@@ -163,7 +163,7 @@ fn time_verify(samples: usize) -> Measured {
 
 fn time_socket(samples: usize, address: &str) -> Measured {
     let mut dice = Dice(2);
-    let mut once = |class: Class, dice: &mut Dice| {
+    let once = |class: Class, dice: &mut Dice| {
         let request = format!(
             "GET /ws HTTP/1.1\r\nHost: gate.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Api-Key: {}\r\n\r\n",

@@ -22,7 +22,7 @@ fn t128_half_a_file_is_no_file() {
     let cut = whole.find("  - { id: bob").unwrap();
     for _ in 0..5 {
         let mut file = fs::OpenOptions::new().write(true).truncate(true).open(gate.file()).unwrap();
-        for piece in whole[..cut].as_bytes().chunks(40).chain(whole[cut..].as_bytes().chunks(40)) {
+        for piece in whole.as_bytes()[..cut].chunks(40).chain(whole.as_bytes()[cut..].chunks(40)) {
             file.write_all(piece).unwrap();
             pause(Duration::from_millis(15));
         }
