@@ -44,6 +44,30 @@ fn t012_bytes_after_the_head_wait_for_the_101() {
     gate.is_well();
 }
 
+/// The counter for tickets reads no body, and nothing behind it.
+#[test]
+fn t012_nothing_behind_a_request_for_a_ticket_is_heard() {
+    let backend = Backend::manual();
+    let mut gate = Gate::start(&route(&backend, "http: forward\ntickets: { path: /ticket }"));
+    let behind = hidden();
+    let length = behind.len().to_string();
+    for (line, status) in [
+        ("Content-Length: 0", 200),
+        ("Content-Length: 5", 200),
+        (&*format!("Content-Length: {length}"), 200),
+        ("X-No: length", 200),
+        ("Transfer-Encoding: chunked", 200),
+        ("Transfer-Encoding: ,chunked", 400),
+        ("Content-Length: 0\r\nTransfer-Encoding: chunked", 400),
+        ("Content-Length: 5, 5", 400),
+    ] {
+        let mut client = gate.send(page("POST", "/ticket").raw(line).followed_by(&behind));
+        assert_eq!(client.read_answer().status(), status, "{line}");
+    }
+    assert_eq!(backend.accepted(), 0);
+    gate.is_well();
+}
+
 #[test]
 fn t014_early_bytes_without_end_are_not_gathered() {
     const MOST: usize = 64 << 20;
@@ -274,6 +298,29 @@ fn t034_a_trick_with_chunks_ends_the_request() {
     }
     eventually("all seats are given back", || trial.gate.connections().is_empty());
     assert!(trial.backend.heads().iter().all(|head| head.first == "POST /x HTTP/1.1"), "a second request was sent");
+}
+
+/// Methods that are said to have no body may have one, and an answer to HEAD has none whatever it says.
+#[test]
+fn t031_a_body_belongs_to_its_request_whatever_the_method() {
+    let trial = Trial::of_pages();
+    for method in ["GET", "HEAD", "DELETE", "OPTIONS", "PRI", "get", "X-OWN"] {
+        let sent = page(method, "/x").with("Content-Length", "5").followed_by("GET /").followed_by(hidden());
+        let mut client = trial.gate.send(sent);
+        let mut up = trial.backend.next();
+        assert_eq!(
+            (up.head.first.as_str(), up.head.get("Content-Length")),
+            (&*format!("{method} /x HTTP/1.1"), Some("5"))
+        );
+        up.expect("GET /");
+        up.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let (answer, _) = client.read_to_close();
+        let answer = String::from_utf8(answer).unwrap();
+        let body = if method == "HEAD" { "" } else { "ok" };
+        assert_eq!(answer.split_once("\r\n\r\n").map(|(_, body)| body), Some(body), "{answer}");
+        assert_eq!(up.read_to_close().0, b"", "{method}");
+    }
+    trial.still_serves();
 }
 
 /// What a lenient reader of chunks takes is made anew: the upstream reads one body and one request, whatever was hidden.
