@@ -20,6 +20,7 @@ use wsbouncer::secret::{Digest, Secret};
 /// As long as every other secret here that is not malformed.
 const GOOD: &str = "wsb_4f1c0e8a9b7d6c5e3f2a1b0c9d8e7f6a5b4c3d2e";
 const DISABLED: &str = "wsb_0a1b2c3d4e5f60718293a4b5c6d7e8f901234567";
+const LENGTH: usize = GOOD.len();
 const LETTERS: &[u8] = b"0123456789abcdef";
 
 /// What may be wrong with a credential. The first two differ from a real key, and only in where.
@@ -51,37 +52,34 @@ impl Dice {
         usize::try_from(self.0 >> 33).unwrap() % sides
     }
 
-    fn letter(&mut self) -> char {
-        char::from(LETTERS[self.roll(LETTERS.len())])
-    }
-
-    fn letters(&mut self, count: usize) -> String {
-        (0..count).map(|_| self.letter()).collect()
-    }
-
     /// Another letter than this one.
-    fn other(&mut self, than: char) -> char {
+    fn other(&mut self, than: u8) -> u8 {
         loop {
-            let letter = self.letter();
+            let letter = LETTERS[self.roll(LETTERS.len())];
             if letter != than {
                 return letter;
             }
         }
     }
 
-    /// Made the same way for every class, letter by letter, so that what is in the caches does not depend on it.
-    fn secret(&mut self, class: Class) -> String {
-        let random = format!("wsb_{}", self.letters(GOOD.len() - 4));
-        let (first, last) = (self.other('w'), self.other('e'));
-        let secret = match class {
-            Class::FirstByte => format!("{first}{}", &GOOD[1..]),
-            Class::LastByte => format!("{}{last}", &GOOD[..GOOD.len() - 1]),
-            Class::Unknown | Class::UnknownAgain => random.clone(),
-            Class::Malformed => random[4..12].to_owned(),
-            Class::Disabled => DISABLED.to_owned(),
+    /// Made by the same steps for every class, so that neither caches nor allocations depend on it.
+    fn secret(&mut self, class: Class) -> Vec<u8> {
+        let mut random = [b'w'; LENGTH];
+        random.fill_with(|| LETTERS[self.roll(LETTERS.len())]);
+        let (at, length) = match class {
+            Class::FirstByte => (0, LENGTH),
+            Class::Malformed => (0, 8),
+            _ => (LENGTH - 1, LENGTH),
         };
-        black_box(random);
-        secret
+        let mut secret = [0; LENGTH];
+        secret.copy_from_slice(black_box(match class {
+            Class::FirstByte | Class::LastByte => GOOD.as_bytes(),
+            Class::Disabled => DISABLED.as_bytes(),
+            Class::Unknown | Class::UnknownAgain | Class::Malformed => &random,
+        }));
+        let changed = self.other(secret[at]);
+        secret[at] = if class == Class::Disabled { secret[at] } else { changed };
+        black_box(&secret[..length]).to_vec()
     }
 }
 
@@ -167,7 +165,7 @@ fn time_socket(samples: usize, address: &str) -> Measured {
         let request = format!(
             "GET /ws HTTP/1.1\r\nHost: gate.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Api-Key: {}\r\n\r\n",
-            dice.secret(class)
+            String::from_utf8(dice.secret(class)).unwrap()
         );
         let mut client = TcpStream::connect(address).unwrap();
         client.set_nodelay(true).unwrap();
@@ -214,6 +212,11 @@ impl Sample {
         (mean, self.0.iter().map(|figure| (figure - mean).powi(2)).sum::<f64>() / (count - 1.0))
     }
 
+    /// Fewer say nothing.
+    fn is_enough(&self) -> bool {
+        self.0.len() > 100
+    }
+
     /// Welch's t: by how many of its own uncertainties the difference of the means is away from nothing.
     fn t(&self, other: &Self) -> f64 {
         let ((mine, my_variance), (theirs, their_variance)) = (self.mean_and_variance(), other.mean_and_variance());
@@ -233,9 +236,12 @@ fn print(measured: &Measured, unit: &str) {
     println!("| {} | --: | --: | --: | --: | --: | --: | --: | --: | --: |", "-".repeat(34));
     for (class, name) in CLASSES {
         let sample = Sample::of(measured, class);
-        let t = |limit: f64| sample.below(limit).t(&base.below(limit));
+        let t = |limit: f64| {
+            let (sample, base) = (sample.below(limit), base.below(limit));
+            if sample.is_enough() && base.is_enough() { format!("{:.1}", sample.t(&base)) } else { "-".into() }
+        };
         println!(
-            "| {name:34} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} | {:.1} |",
+            "| {name:34} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} | {} |",
             sample.0.len(),
             sample.quantile(0.1),
             sample.quantile(0.5),
