@@ -1,7 +1,7 @@
 //! How long it takes to refuse a credential, by what is wrong with it; see `run`, which builds and explains this.
 //!
 //! `verify SAMPLES` times the library's own `verify`; `socket SAMPLES ADDRESS` the refusals of a gate that runs there, with
-//! the keys of `run`'s file. Prints a table and never fails over a figure.
+//! these keys, which `keys` prints as a file has them. Prints a table and never fails over a figure.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
@@ -17,10 +17,10 @@ use wsbouncer::auth::{Credential, Facts, Place, Tickets, Verifier, verify};
 use wsbouncer::clock::UnixTime;
 use wsbouncer::secret::{Digest, Secret};
 
-/// As long as every other secret here that is not malformed.
-const GOOD: &str = "wsb_4f1c0e8a9b7d6c5e3f2a1b0c9d8e7f6a5b4c3d2e";
-const DISABLED: &str = "wsb_0a1b2c3d4e5f60718293a4b5c6d7e8f901234567";
-const LENGTH: usize = GOOD.len();
+/// Keys, of which every second one is disabled. Many, because each digest has a place of its own in the table, where others
+/// are near or not: what a few of them take says something about these few.
+const KEYS: usize = 2000;
+const LENGTH: usize = 44;
 const LETTERS: &[u8] = b"0123456789abcdef";
 
 /// What may be wrong with a credential. The first two differ from a real key, and only in where.
@@ -64,34 +64,43 @@ impl Dice {
 
     /// Made by the same steps for every class, so that neither caches nor allocations depend on it.
     fn secret(&mut self, class: Class) -> Vec<u8> {
-        let mut random = [b'w'; LENGTH];
+        let mut random = [0; LENGTH];
         random.fill_with(|| LETTERS[self.roll(LETTERS.len())]);
+        let pair = self.roll(KEYS / 2) * 2;
+        let (good, disabled) = (black_box(real_secret(pair)), black_box(real_secret(pair + 1)));
         let (at, length) = match class {
             Class::FirstByte => (0, LENGTH),
             Class::Malformed => (0, 8),
             _ => (LENGTH - 1, LENGTH),
         };
-        let mut secret = [0; LENGTH];
-        secret.copy_from_slice(black_box(match class {
-            Class::FirstByte | Class::LastByte => GOOD.as_bytes(),
-            Class::Disabled => DISABLED.as_bytes(),
-            Class::Unknown | Class::UnknownAgain | Class::Malformed => &random,
-        }));
+        let mut secret = black_box(match class {
+            Class::FirstByte | Class::LastByte => good,
+            Class::Disabled => disabled,
+            Class::Unknown | Class::UnknownAgain | Class::Malformed => random,
+        });
         let changed = self.other(secret[at]);
         secret[at] = if class == Class::Disabled { secret[at] } else { changed };
         black_box(&secret[..length]).to_vec()
     }
 }
 
+/// The secret of the key of this number.
+fn real_secret(number: usize) -> [u8; LENGTH] {
+    let mut dice = Dice(number as u64 * 7919 + 1);
+    let mut secret = [0; LENGTH];
+    secret.fill_with(|| LETTERS[dice.roll(LETTERS.len())]);
+    secret
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let samples = args[1].parse().unwrap();
-    let (measured, unit) = match &*args[0] {
-        "verify" => (time_verify(samples), "ns"),
-        "socket" => (time_socket(samples, &args[2]), "ns"),
-        other => panic!("there are verify and socket, and no {other}"),
+    let measured = match &*args[0] {
+        "keys" => return print_keys(),
+        "verify" => time_verify(args[1].parse().unwrap()),
+        "socket" => time_socket(args[1].parse().unwrap(), &args[2]),
+        other => panic!("there are keys, verify and socket, and no {other}"),
     };
-    print(&measured, unit);
+    print(&measured);
 }
 
 /// Which class is next: all in turn, each turn in an order of its own.
@@ -121,13 +130,18 @@ fn keys() -> Keys {
         attributes: Box::default(),
     };
     let mut keys = Keys::default();
-    keys.add(&key("good", false), &[(Digest::of(GOOD.as_bytes()), None)]).unwrap();
-    keys.add(&key("off", true), &[(Digest::of(DISABLED.as_bytes()), None)]).unwrap();
-    for other in 0..1000 {
-        let secret = Digest::of(format!("secret of {other}").as_bytes());
-        keys.add(&key(&format!("key-{other}"), false), &[(secret, None)]).unwrap();
+    for number in 0..KEYS {
+        let secret = Digest::of(&real_secret(number));
+        keys.add(&key(&format!("key-{number}"), number % 2 == 1), &[(secret, None)]).unwrap();
     }
     keys
+}
+
+fn print_keys() {
+    for number in 0..KEYS {
+        let (secret, disabled) = (Digest::of(&real_secret(number)).to_hex(), number % 2 == 1);
+        println!("- {{ id: key-{number}, secrets: [{{ sha256: \"{secret}\" }}], disabled: {disabled} }}");
+    }
 }
 
 fn time_verify(samples: usize) -> Measured {
@@ -224,15 +238,12 @@ impl Sample {
     }
 }
 
-fn print(measured: &Measured, unit: &str) {
+fn print(measured: &Measured) {
     let base = Sample::of(measured, CLASSES[0].0);
     let mut all: Vec<f64> = measured.iter().map(|(_, figure)| *figure).collect();
     all.sort_by(f64::total_cmp);
     let crop = |share: f64| Sample(all.clone()).quantile(share);
-    println!(
-        "| {:34} | samples | p10 | median | p90 | p99 | mean | t, all | t, p90 | t, p50 |",
-        format!("{unit} to refuse")
-    );
+    println!("| {:34} | samples | p10 | median | p90 | p99 | mean | t, all | t, p90 | t, p50 |", "ns to refuse");
     println!("| {} | --: | --: | --: | --: | --: | --: | --: | --: | --: |", "-".repeat(34));
     for (class, name) in CLASSES {
         let sample = Sample::of(measured, class);
