@@ -156,3 +156,73 @@ fn every_reason_is_explained() {
     let stale: Vec<_> = headings.difference(&known).collect();
     assert!(stale.is_empty(), "docs/refusals.md explains what does not exist: {stale:?}");
 }
+
+// ---- threats
+
+/// Rows of the table of attacks: number, attack, where it is shown.
+fn threats() -> Vec<(usize, String, String)> {
+    let text = read("tests/e2e/threats.md");
+    let rows = text.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let number = cells.first()?.parse().ok()?;
+        assert_eq!(cells.len(), 3, "{line}");
+        Some((number, cells[1].to_owned(), cells[2].to_owned()))
+    });
+    rows.collect()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Whether there is a test of this name: `module::name` of the end-to-end tests, of another test file, or of a source.
+fn is_test(name: &str) -> bool {
+    let Some((module, function)) = name.rsplit_once("::") else { return root().join(name).exists() };
+    let file = module.replace("::", "/");
+    let places = ["tests/e2e", "tests/e2e/threats", "tests", "src"];
+    let files = places.iter().flat_map(|place| [format!("{place}/{file}.rs"), format!("{place}/{file}/mod.rs")]);
+    let texts = files.filter_map(|path| fs::read_to_string(root().join(path)).ok());
+    texts.into_iter().any(|text| {
+        text.contains(&format!("#[test]\nfn {function}(")) || text.contains(&format!("    #[test]\n    fn {function}("))
+    })
+}
+
+#[test]
+fn every_threat_stands_in_the_table_once() {
+    const COUNT: usize = 141;
+    let rows = threats();
+    let numbers: Vec<usize> = rows.iter().map(|(number, ..)| *number).collect();
+    assert_eq!(numbers, (1..=COUNT).collect::<Vec<_>>(), "each once, in order");
+    for (number, attack, shown) in &rows {
+        assert!(attack.len() > 10, "{number} has no words");
+        let excused = shown.starts_with("open: ") || shown.starts_with("not here: ");
+        let tests = quoted(shown);
+        assert!(excused || !tests.is_empty(), "{number}: neither shown nor excused: {shown}");
+        assert!(shown.len() > 15, "{number}: {shown}");
+        for test in tests {
+            assert!(is_test(test), "{number}: there is no {test}");
+        }
+    }
+}
+
+/// A test that is named for an attack stands in its row.
+#[test]
+fn every_test_of_a_threat_is_in_its_row() {
+    let rows = threats();
+    let mut seen = 0;
+    for entry in fs::read_dir(root().join("tests/e2e/threats")).unwrap() {
+        let path = entry.unwrap().path();
+        let module = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let Some(name) = line.strip_prefix("fn t").and_then(|rest| rest.split('(').next()) else { continue };
+            let numbers = name.split("_t").filter_map(|part| part.get(..3)?.parse::<usize>().ok());
+            for number in numbers {
+                seen += 1;
+                let shown = &rows[number - 1].2;
+                assert!(quoted(shown).contains(&&*format!("{module}::t{name}")), "{number} does not name t{name}");
+            }
+        }
+    }
+    assert!(seen >= 60, "only {seen} tests seen");
+}

@@ -916,7 +916,7 @@ fn both_bodies_may_run_at_once() {
 }
 
 /// Reads the body as its head says and answers; nothing may come behind it. Half a body is none.
-fn answer_one_request(mut conn: Conn) {
+pub fn answer_one_request(mut conn: Conn) {
     let mut rest = Vec::new();
     let is_whole = match (conn.head.get("Content-Length"), conn.head.get("Transfer-Encoding")) {
         (Some(_), Some(_)) => panic!("two framings in {:?}", conn.head),

@@ -28,6 +28,7 @@ mod relay;
 mod reload;
 mod secrets;
 mod subprotocol;
+mod threats;
 mod tickets;
 #[cfg(feature = "otlp")]
 mod traces;
