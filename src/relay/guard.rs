@@ -203,6 +203,12 @@ impl Guard {
     ) -> Result<(), Excess> {
         let (mut from, mut at) = (0, 0);
         while at < input.len() {
+            // RFC 6455 section 1.4: what comes after a Close is discarded. The end of it all is in sight, and whoever
+            // asked for it gets the answer that it waits for.
+            if self.is_strict && follower.saw_close() {
+                write(&input[from..at]);
+                return Ok(());
+            }
             match follower.look_ahead(&input[at..]) {
                 Ahead::Lost => at = input.len(),
                 Ahead::Payload(count) => {

@@ -640,15 +640,21 @@ fn an_upstream_that_breaks_framing_is_cut_off() {
     assert_eq!(client.read_to_close().0, b"");
 }
 
+/// RFC 6455 section 1.4: it is discarded, and the one who said Close gets the answer to that.
 #[test]
 fn behind_a_close_comes_nothing() {
-    let (gate, mut client, mut up) = tunnel(STRICT);
-    client.send([close(1000), text("one thing more")].concat());
-    up.expect(close(1000));
-    assert_eq!(client.read_close(), (1002, "protocol_error".into()));
-    assert_eq!(up.read_to_close().0, b"", "no second Close behind the client's own");
-    let line = gate.closed("protocol_error");
-    assert_eq!((line.get("fault"), line.get("direction")), ("after_close".into(), "up".into()));
+    for watched in [STRICT, "limits: { messages_per_second: 1000 }"] {
+        let (gate, mut client, mut up) = tunnel(watched);
+        client.send([close(1000), text("one thing more")].concat());
+        up.expect(close(1000));
+        client.send([&text("and another")[..], &[0x81]].concat());
+        up.send([plain(8, &1000_u16.to_be_bytes()), plain(1, b"late")].concat());
+        assert_eq!(client.read_close(), (1000, String::new()));
+        drop(client);
+        assert_eq!(up.read_to_close().0, b"", "nothing behind the client's own Close");
+        let line = gate.closed("client");
+        assert_eq!((line.number("up_bytes"), line.number("down_bytes")), (8, 4), "what was dropped is not counted");
+    }
 }
 
 /// With an extension agreed on, reserved bits mean something.
