@@ -38,6 +38,8 @@ pub(super) struct Excess {
     pub(super) breach: Breach,
 }
 
+/// A Ping of ours: two bytes, the payload.
+pub(super) const OUR_PING: u64 = 10;
 /// A Pong with a payload as long as that of our Ping: two bytes, a mask, the payload.
 const OUR_PONG: usize = 14;
 /// What is read at a time where it may have to wait: it is all that a tunnel ever holds back.
@@ -156,6 +158,10 @@ impl Guard {
 
     fn holds_pong(&self) -> bool {
         self.pulse.as_ref().is_some_and(|pulse| !pulse.held.is_empty())
+    }
+
+    pub(super) fn is_waiting_to_ask(&self) -> bool {
+        matches!(self.question, Question::Waiting(_))
     }
 
     pub(super) fn holds_rest(&self) -> bool {

@@ -173,7 +173,7 @@ fn answers_do_not_keep_an_idle_tunnel_open() {
 /// Inside of a frame there is no room; between the fragments of a message there is.
 #[test]
 fn a_ping_stands_between_frames_only() {
-    let (_gate, mut client, mut up) = tunnel(PINGS);
+    let (gate, mut client, mut up) = tunnel(PINGS);
     let first = unfinished(plain(2, &[b'a'; 1000]));
     up.send(&first[..500]);
     client.expect(&first[..500]);
@@ -186,6 +186,9 @@ fn a_ping_stands_between_frames_only() {
     up.send(plain(0, b"b"));
     let frame = std::iter::repeat_with(|| client.read_frame()).find(|frame| frame.opcode != 9).unwrap();
     assert_eq!((frame.opcode, &*frame.payload), (0, &b"b"[..]));
+    drop((client, up));
+    let line = gate.log_line(|line| line.is("tunnel closed"));
+    assert_eq!(line.number("down_bytes"), (first.len() + 3) as u64, "the Ping is not the upstream's");
 }
 
 /// The first bytes of a header are no reason to wait: they are held back until all of it is there.
