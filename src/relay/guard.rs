@@ -38,6 +38,8 @@ pub(super) struct Excess {
     pub(super) breach: Breach,
 }
 
+/// A Ping of ours: two bytes, the payload.
+pub(super) const OUR_PING: u64 = 10;
 /// A Pong with a payload as long as that of our Ping: two bytes, a mask, the payload.
 const OUR_PONG: usize = 14;
 /// What is read at a time where it may have to wait: it is all that a tunnel ever holds back.
@@ -158,6 +160,10 @@ impl Guard {
         self.pulse.as_ref().is_some_and(|pulse| !pulse.held.is_empty())
     }
 
+    pub(super) fn is_waiting_to_ask(&self) -> bool {
+        matches!(self.question, Question::Waiting(_))
+    }
+
     pub(super) fn holds_rest(&self) -> bool {
         !self.rest.is_empty()
     }
@@ -203,6 +209,12 @@ impl Guard {
     ) -> Result<(), Excess> {
         let (mut from, mut at) = (0, 0);
         while at < input.len() {
+            // RFC 6455 section 1.4: what comes after a Close is discarded. The end of it all is in sight, and whoever
+            // asked for it gets the answer that it waits for.
+            if self.is_strict && follower.saw_close() {
+                write(&input[from..at]);
+                return Ok(());
+            }
             match follower.look_ahead(&input[at..]) {
                 Ahead::Lost => at = input.len(),
                 Ahead::Payload(count) => {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::guard::{Cut, Excess, Guard};
+use super::guard::{Cut, Excess, Guard, OUR_PING};
 use crate::frame::Follower;
 use crate::socket::WriteLast;
 
@@ -195,6 +195,7 @@ impl Half {
             return Poll::Ready(Ok(()));
         }
         let (kept, passed, mut failed) = (&mut self.kept, &mut self.bytes, false);
+        let asks = guard.is_waiting_to_ask();
         let result = guard.pass(&mut self.follower, input, &mut |bytes| {
             *passed += bytes.len() as u64;
             if !kept.is_empty() {
@@ -203,6 +204,10 @@ impl Half {
                 failed = kept.write_through(cx, writer, bytes).is_err();
             }
         });
+        // Our Ping stands among it, and is nobody's bytes.
+        if asks && !guard.is_waiting_to_ask() {
+            *passed -= OUR_PING;
+        }
         if failed {
             self.give_up();
         }

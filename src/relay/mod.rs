@@ -112,7 +112,8 @@ where
         let (sides, halves) = ((&mut self.client, &mut self.upstream), (&mut self.up, &mut self.down));
         let Some(closing) = &mut self.closing else { return Poll::Pending };
         ready!(closing.poll(cx, sides, halves, self.timer.as_mut()));
-        let end = End { cause: closing.cause, code: closing.code(), breach: closing.breach };
+        let code = if self.told_client { Some(closing.cause.close_code()) } else { closing.code() };
+        let end = End { cause: closing.cause, code, breach: closing.breach };
         // Best effort: whoever still listens learns of the end by this or by the close that follows.
         let _ = Pin::new(&mut self.client).poll_shutdown(cx);
         let _ = Pin::new(&mut self.upstream).poll_shutdown(cx);
@@ -292,8 +293,12 @@ where
         gone || self.up.ended || self.down.ended || (self.up.follower.saw_close() && self.down.follower.saw_close())
     }
 
-    /// What is ordered stays what it is. A break, or silence, after a Close is the end of that conversation.
+    /// What is ordered stays what it is, unless the client was told something else before: that was the end, whatever took
+    /// away the rest. A break, or silence, after a Close is the end of that conversation.
     fn cause_of(&self, cause: Cause) -> Cause {
+        if self.told_client {
+            return Cause::UpstreamLost;
+        }
         let (up, down) = (self.up.follower.saw_close(), self.down.follower.saw_close());
         let is_after_close = match cause {
             Cause::ClientLost | Cause::UpstreamLost => up || down,

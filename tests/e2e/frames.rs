@@ -173,7 +173,7 @@ fn answers_do_not_keep_an_idle_tunnel_open() {
 /// Inside of a frame there is no room; between the fragments of a message there is.
 #[test]
 fn a_ping_stands_between_frames_only() {
-    let (_gate, mut client, mut up) = tunnel(PINGS);
+    let (gate, mut client, mut up) = tunnel(PINGS);
     let first = unfinished(plain(2, &[b'a'; 1000]));
     up.send(&first[..500]);
     client.expect(&first[..500]);
@@ -186,6 +186,9 @@ fn a_ping_stands_between_frames_only() {
     up.send(plain(0, b"b"));
     let frame = std::iter::repeat_with(|| client.read_frame()).find(|frame| frame.opcode != 9).unwrap();
     assert_eq!((frame.opcode, &*frame.payload), (0, &b"b"[..]));
+    drop((client, up));
+    let line = gate.log_line(|line| line.is("tunnel closed"));
+    assert_eq!(line.number("down_bytes"), (first.len() + 3) as u64, "the Ping is not the upstream's");
 }
 
 /// The first bytes of a header are no reason to wait: they are held back until all of it is there.
@@ -640,15 +643,21 @@ fn an_upstream_that_breaks_framing_is_cut_off() {
     assert_eq!(client.read_to_close().0, b"");
 }
 
+/// RFC 6455 section 1.4: it is discarded, and the one who said Close gets the answer to that.
 #[test]
 fn behind_a_close_comes_nothing() {
-    let (gate, mut client, mut up) = tunnel(STRICT);
-    client.send([close(1000), text("one thing more")].concat());
-    up.expect(close(1000));
-    assert_eq!(client.read_close(), (1002, "protocol_error".into()));
-    assert_eq!(up.read_to_close().0, b"", "no second Close behind the client's own");
-    let line = gate.closed("protocol_error");
-    assert_eq!((line.get("fault"), line.get("direction")), ("after_close".into(), "up".into()));
+    for watched in [STRICT, "limits: { messages_per_second: 1000 }"] {
+        let (gate, mut client, mut up) = tunnel(watched);
+        client.send([close(1000), text("one thing more")].concat());
+        up.expect(close(1000));
+        client.send([&text("and another")[..], &[0x81]].concat());
+        up.send([plain(8, &1000_u16.to_be_bytes()), plain(1, b"late")].concat());
+        assert_eq!(client.read_close(), (1000, String::new()));
+        drop(client);
+        assert_eq!(up.read_to_close().0, b"", "nothing behind the client's own Close");
+        let line = gate.closed("client");
+        assert_eq!((line.number("up_bytes"), line.number("down_bytes")), (8, 4), "what was dropped is not counted");
+    }
 }
 
 /// With an extension agreed on, reserved bits mean something.

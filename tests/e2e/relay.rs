@@ -291,6 +291,18 @@ fn an_upstream_that_is_lost_is_told_as_1014() {
     }
 }
 
+/// The word in the log is the one that the client was told, whatever happens until it has gone.
+#[test]
+fn who_was_told_of_a_lost_upstream_is_not_revoked_after_that() {
+    let (backend, gate) = stand();
+    let (mut client, up) = tunnel(&gate, &backend);
+    up.close();
+    assert_eq!(client.read_close(), (1014, "upstream_lost".into()));
+    revoke(&gate);
+    assert_eq!(gate.closed("upstream_lost").get("code"), "1014");
+    client.read_to_close();
+}
+
 #[test]
 fn an_upstream_that_is_lost_within_a_frame_is_not_told() {
     let (backend, gate) = stand();

@@ -1,0 +1,152 @@
+//! The services behind the proxy: they answer handshakes, talk, and are killed and started again.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha1::{Digest as _, Sha1};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::stream::{Direction, Rng};
+use crate::talk::talk;
+use crate::world::{Tunnel, Upstream, World, lock};
+
+/// An address that is free now, and that no connection of anybody takes while the service is down: those have ports from
+/// 32768 on.
+pub(crate) fn reserve(rng: &mut Rng) -> io::Result<Upstream> {
+    let free = (0..100).find_map(|_| {
+        let port = rng.between(15_000, 32_000) as u16;
+        std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
+    });
+    let listener = free.ok_or_else(|| io::Error::other("no port is free"))?;
+    Ok(Upstream {
+        address: listener.local_addr()?,
+        life: watch::Sender::new(0),
+        is_up: false.into(),
+        last_up: 0.into(),
+    })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
+}
+
+/// One life: until the number of the life is another.
+pub(crate) async fn live(world: Arc<World>, index: usize) -> io::Result<()> {
+    let upstream = &world.upstreams[index];
+    let listener = listen(upstream.address)?;
+    let mut life = upstream.life.subscribe();
+    life.mark_unchanged();
+    upstream.last_up.store(clock::now(), SeqCst);
+    upstream.is_up.store(true, SeqCst);
+    loop {
+        tokio::select! {
+            _ = life.changed() => return Ok(()),
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                let (world, mut life) = (world.clone(), upstream.life.subscribe());
+                tokio::spawn(async move {
+                    let killed = async { drop(life.changed().await) };
+                    connection(&world, stream, killed).await;
+                });
+            }
+        }
+    }
+}
+
+/// Kills a service and everything that it has open, and starts it again after a while.
+pub(crate) async fn restart(world: &Arc<World>, index: usize, down: u64) -> io::Result<()> {
+    let upstream = &world.upstreams[index];
+    upstream.is_up.store(false, SeqCst);
+    for tunnel in lock(&world.tunnels).values().filter(|tunnel| tunnel.upstream == index) {
+        tunnel.killed.comes();
+    }
+    upstream.life.send_modify(|life| *life += 1);
+    clock::sleep(down).await;
+    let (world, listening) = (world.clone(), upstream.life.subscribe());
+    drop(listening);
+    tokio::spawn(async move {
+        if let Err(error) = live(world.clone(), index).await {
+            world.fault(format!("upstream {index} does not start again: {error}"));
+        }
+    });
+    Ok(())
+}
+
+async fn connection(world: &World, mut stream: TcpStream, killed: impl Future<Output = ()>) {
+    tokio::pin!(killed);
+    let handshake = tokio::select! {
+        () = &mut killed => return,
+        handshake = accept(world, &mut stream) => handshake,
+    };
+    // A handshake that breaks off is that of a client that was refused meanwhile.
+    let Ok(Some((tunnel, early))) = handshake else { return };
+    let reports = tunnel.clone();
+    let side = talk(world, &tunnel, stream, &early, Direction::Down, async {
+        killed.await;
+        reports.killed.comes();
+    });
+    let side = side.await;
+    *lock(&tunnel.server) = Some(side);
+}
+
+async fn accept(world: &World, stream: &mut TcpStream) -> io::Result<Option<(Arc<Tunnel>, Vec<u8>)>> {
+    stream.set_nodelay(true)?;
+    let Some((head, early)) = read_head(stream).await? else { return Ok(None) };
+    let field = |name: &str| {
+        head.lines().find_map(|line| {
+            let (field, value) = line.split_once(':')?;
+            field.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    };
+    let number = field("x-request-id").and_then(|id| id.strip_prefix('t')?.parse().ok());
+    let tunnel = number.and_then(|number: u64| lock(&world.tunnels).get(&number).cloned());
+    let (Some(tunnel), Some(key)) = (tunnel, field("sec-websocket-key")) else {
+        world.fault(format!("an upstream is asked what nobody asks: {head:?}"));
+        return Ok(None);
+    };
+    if field("x-auth-key-id") != Some(&*tunnel.key.name) || head.contains(crate::proxy::SECRET) {
+        world.fault(format!("the upstream of t{} sees another key: {head:?}", tunnel.number));
+    }
+    let offered = field("sec-websocket-extensions").is_some_and(|value| value.contains("permessage-deflate"));
+    if offered != tunnel.compressed {
+        world.fault(format!("the upstream of t{} does not see the offer of its client", tunnel.number));
+    }
+    let extensions = if offered { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
+    let mut hash = Sha1::new();
+    hash.update(key);
+    hash.update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{extensions}\
+         Sec-WebSocket-Accept: {}\r\n\r\n",
+        STANDARD.encode(hash.finalize())
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    Ok(Some((tunnel, early)))
+}
+
+/// A head, and what came with it. `None`: the connection ended before.
+pub(crate) async fn read_head(stream: &mut TcpStream) -> io::Result<Option<(String, Vec<u8>)>> {
+    let mut have = Vec::with_capacity(1024);
+    loop {
+        if have.len() > 16 * 1024 {
+            return Err(io::Error::other("the head is too long"));
+        }
+        if stream.read_buf(&mut have).await? == 0 {
+            return Ok(None);
+        }
+        if let Some(end) = have.windows(4).position(|window| window == b"\r\n\r\n") {
+            let early = have.split_off(end + 4);
+            return Ok(Some((String::from_utf8_lossy(&have).into_owned(), early)));
+        }
+    }
+}
