@@ -24,7 +24,7 @@
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
 //! facts     everyone -> answer, socket (queue), peer, random, denial, end, secret, clock, fields, traffic, rules,
-//!           tunnels, log, metrics, notify_socket
+//!           tunnels, log, metrics, sync, notify_socket
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -91,9 +91,14 @@ pub mod random;
 pub mod rules;
 pub mod secret;
 pub mod socket;
+pub mod sync;
 pub mod traffic;
 pub mod trail;
 pub mod tunnels;
 pub mod usage;
 
 pub mod config;
+
+#[cfg(all(test, shuttle))]
+#[path = "../tests/concurrency/models.rs"]
+mod models;

@@ -3,8 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -12,6 +11,8 @@ use tokio::sync::Notify;
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::secret::Digest;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::usage::KeyUse;
 
 /// Limits of the whole process. `None` means no limit of this kind.

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
-use arc_swap::ArcSwap;
 use http::HeaderMap;
 use http::header::UPGRADE;
 use http::request::Parts;
@@ -30,6 +29,7 @@ use crate::peer::{Caller, Peer};
 use crate::relay::{Bounds, Start};
 use crate::route::{Issue, Route};
 use crate::rules::Rules;
+use crate::sync::ArcSwap;
 use crate::tunnels::{Applicant, Kind, Live, Seat, Tunnels};
 use crate::upstream::{self, Refusal, Stream};
 
