@@ -247,6 +247,10 @@ impl Reply {
 }
 
 fn parse(head: &[u8]) -> Result<(u8, u16, HeaderMap), &'static str> {
+    // The parser skips empty lines before it.
+    if !head.starts_with(b"HTTP/") {
+        return Err("its answer is not HTTP/1.1");
+    }
     let mut lines = [httparse::EMPTY_HEADER; MAX_LINES];
     let mut response = httparse::Response::new(&mut lines);
     let parsed = response.parse(head).map_err(|_| "its answer is not HTTP/1.1")?;
@@ -386,6 +390,14 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_begins_with_its_status_line() {
+        let yes = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n";
+        assert!(parse(yes).is_ok_and(|(version, status, _)| (version, status) == (1, 101)));
+        assert!(parse(&[b"\r\n", &yes[..]].concat()).is_err(), "found by fuzzing");
+        assert!(parse(&[b"\n", &yes[..]].concat()).is_err());
+    }
 
     #[test]
     fn chunks_become_a_body() {
