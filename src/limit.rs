@@ -6,13 +6,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Notify;
-
 use crate::clock::UnixTime;
 use crate::denial::{Denial, Reason};
 use crate::secret::Digest;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Notify};
 use crate::usage::KeyUse;
 
 /// Limits of the whole process. `None` means no limit of this kind.

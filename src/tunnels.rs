@@ -5,8 +5,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Notify;
-
 use crate::admit::Admission;
 use crate::auth::Principal;
 use crate::clock::UnixTime;
@@ -15,7 +13,7 @@ use crate::end::Cause;
 use crate::limit::Permit;
 use crate::relay::Control;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Notify};
 
 /// The list of the living.
 #[derive(Default)]

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use shuttle::future::block_on;
+use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::thread;
 
 use crate::auth::ticket::{Bound, Burned, Signer, Unfit};
@@ -40,6 +41,13 @@ fn orders() -> usize {
 fn try_orders(model: impl Fn() + Send + Sync + Clone + 'static) {
     shuttle::check_random(model.clone(), orders() / 2);
     shuttle::check_pct(model, orders() / 2, 3);
+}
+
+/// Comes some steps later, since a handshake has many of them before it has its seat.
+fn be_late() {
+    for _ in 0..thread_rng().gen_range(0..50) {
+        thread::yield_now();
+    }
 }
 
 const SECRET: &str = "a-secret-of-alice";
@@ -91,7 +99,10 @@ fn a_key_goes_while_its_tunnel_comes() {
     try_orders(|| {
         let proxy = proxy(&alice(""));
         let (reloaded, without) = (proxy.clone(), Arc::new(rules("")));
-        let reload = thread::spawn(move || drop(put_in_force(&reloaded, without)));
+        let reload = thread::spawn(move || {
+            be_late();
+            drop(put_in_force(&reloaded, without));
+        });
         let came = enter_as_alice(&proxy);
         reload.join().unwrap();
         match came {
@@ -119,7 +130,10 @@ fn a_date_changes_while_its_tunnel_comes() {
         let proxy = proxy(&date(2090));
         let (reloaded, sooner) = (proxy.clone(), Arc::new(rules(&date(2080))));
         let wanted = UnixTime(3_471_292_800);
-        let reload = thread::spawn(move || drop(put_in_force(&reloaded, sooner)));
+        let reload = thread::spawn(move || {
+            be_late();
+            drop(put_in_force(&reloaded, sooner));
+        });
         let seat = enter_as_alice(&proxy).unwrap();
         reload.join().unwrap();
         assert_eq!(seat.live().control.expires_at(), Some(wanted));
@@ -154,6 +168,7 @@ fn a_drain_begins_while_tunnels_come_and_go() {
         let waiting = proxy.clone();
         // As one that is waited for to send its first message.
         let idler = thread::spawn(move || block_on(waiting.tunnels.drain_begun()));
+        be_late();
         block_on(async {
             proxy.tunnels.drain(Duration::ZERO).await;
             proxy.tunnels.empty().await;

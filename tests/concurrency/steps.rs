@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use shuttle::thread::yield_now;
+use tokio::sync::futures::Notified;
 
 /// Rules that are swapped in one step, before and after which others may take theirs.
 pub struct ArcSwap<T>(arc_swap::ArcSwap<T>);
@@ -28,5 +29,25 @@ impl<T> ArcSwap<T> {
         let old = self.0.swap(new);
         yield_now();
         old
+    }
+}
+
+/// A place to wait at. Who comes to it, and who calls, may be overtaken on the way.
+#[derive(Debug, Default)]
+pub struct Notify(tokio::sync::Notify);
+
+impl Notify {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn notified(&self) -> Notified<'_> {
+        yield_now();
+        self.0.notified()
+    }
+
+    pub fn notify_waiters(&self) {
+        yield_now();
+        self.0.notify_waiters();
     }
 }
