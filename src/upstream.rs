@@ -212,6 +212,9 @@ impl Reply {
             if status >= 200 || status == 101 {
                 return Ok(Self { version, status, headers, rest });
             }
+            if version != 1 {
+                return Err(broken("its interim answer is not HTTP/1.1"));
+            }
             bytes = rest;
         }
         Err(broken("it sends interim answers without end"))
@@ -397,6 +400,17 @@ mod tests {
         assert!(parse(yes).is_ok_and(|(version, status, _)| (version, status) == (1, 101)));
         assert!(parse(&[b"\r\n", &yes[..]].concat()).is_err(), "found by fuzzing");
         assert!(parse(&[b"\n", &yes[..]].concat()).is_err());
+    }
+
+    /// HTTP/1.0 has none (RFC 9110 section 15.2). Found by fuzzing.
+    #[tokio::test]
+    async fn interim_answers_are_of_a_version_that_has_them() {
+        let status = async |interim: &str| {
+            let answers = format!("{interim} 100 x\r\n\r\nHTTP/1.1 403 x\r\n\r\n");
+            Reply::read(&mut answers.as_bytes()).await.map(|reply| reply.status).ok()
+        };
+        assert_eq!(status("HTTP/1.1").await, Some(403));
+        assert_eq!(status("HTTP/1.0").await, None);
     }
 
     #[test]
