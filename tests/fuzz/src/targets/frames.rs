@@ -101,7 +101,7 @@ fn stream(input: &mut Input<'_>, masked: bool) -> Stream {
         stream.bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     }
     // The last one may be cut off.
-    if input.byte() == 0 && stream.starts.len() % 3 == 0 {
+    if input.byte() == 0 && stream.starts.len().is_multiple_of(3) {
         stream.is_cut = true;
         let last = stream.starts.last().copied().unwrap_or(0);
         stream.bytes.truncate(last + (stream.bytes.len() - last) / 2);

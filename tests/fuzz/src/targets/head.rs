@@ -114,7 +114,7 @@ fn is_origin_form(target: &[u8]) -> bool {
 /// Visible ASCII, spaces and tabs; cookies may be text of any language.
 fn is_value(name: &[u8], value: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(value) else { return false };
-    let may_be_any = name.to_ascii_lowercase() == b"cookie";
+    let may_be_any = name.eq_ignore_ascii_case(b"cookie");
     text.chars().all(|letter| match letter {
         ' '..='~' => true,
         // In what is not ASCII no tab either.

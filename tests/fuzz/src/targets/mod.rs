@@ -11,8 +11,11 @@ mod origin;
 mod route;
 mod ticket;
 
+/// Panics where two do not agree.
+pub type Target = fn(&[u8]);
+
 /// By the names that `tests/fuzz/run` and the directories of the corpus have.
-pub const ALL: [(&str, fn(&[u8])); 10] = [
+pub const ALL: [(&str, Target); 10] = [
     ("head", head::run),
     ("handshake", handshake::run),
     ("credential", credential::run),
