@@ -24,7 +24,7 @@
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
 //! facts     everyone -> answer, socket (queue), peer, random, denial (cap), end, secret, clock, fields, traffic,
-//!           trace_context, spans, rules, tunnels, log, metrics, notify_socket
+//!           trace_context, spans, rules, tunnels, log, metrics, sync, notify_socket
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -94,6 +94,7 @@ pub mod rules;
 pub mod secret;
 pub mod socket;
 pub mod spans;
+pub mod sync;
 pub mod trace_context;
 pub mod traffic;
 pub mod trail;
@@ -101,3 +102,7 @@ pub mod tunnels;
 pub mod usage;
 
 pub mod config;
+
+#[cfg(all(test, shuttle))]
+#[path = "../tests/concurrency/models.rs"]
+mod models;

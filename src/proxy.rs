@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
-use arc_swap::ArcSwap;
 use http::HeaderMap;
 use http::header::UPGRADE;
 use http::request::Parts;
@@ -33,6 +32,7 @@ use crate::relay::{Bounds, Start};
 use crate::route::{Issue, Route};
 use crate::rules::Rules;
 use crate::spans::{BUILT_IN, Phase, Spans};
+use crate::sync::ArcSwap;
 use crate::tunnels::{Applicant, Kind, Live, Seat, Tunnels};
 use crate::upstream::{self, Refusal, Stream};
 

@@ -2,11 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-
-use tokio::sync::Notify;
 
 use crate::admit::Admission;
 use crate::auth::Principal;
@@ -15,6 +12,8 @@ use crate::denial::{Denial, Reason};
 use crate::end::Cause;
 use crate::limit::Permit;
 use crate::relay::Control;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, Notify};
 
 /// The list of the living.
 #[derive(Default)]
@@ -177,7 +176,9 @@ impl Tunnels {
         let count = u32::try_from(all.len()).unwrap_or(u32::MAX).max(1);
         for (index, live) in all.into_iter().enumerate() {
             let share = spread / count * u32::try_from(index).unwrap_or(u32::MAX);
-            tokio::time::sleep_until(begin + share).await;
+            if !share.is_zero() {
+                tokio::time::sleep_until(begin + share).await;
+            }
             live.control.stop(Cause::Drain);
         }
     }

@@ -59,6 +59,7 @@ pub enum Answer {
 }
 
 /// An answer that is no 101. Its body is whole.
+#[derive(Debug)]
 pub struct Refusal {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -101,16 +102,11 @@ impl Upstream {
             if sent < request.len() {
                 stream.write_all(&request[sent..]).await.map_err(|error| cannot_send(&error))?;
             }
-            let reply = Reply::read(&mut stream).await?;
-            if reply.status == 101 {
-                let switched = handshake::check_reply(upgrade, reply.version, reply.headers).map_err(broken)?;
-                return Ok(Err((switched, reply.rest)));
-            }
-            reply.into_refusal(&mut stream).await.map(Ok)
+            hear(&mut stream, upgrade).await
         };
         match timeout_at(deadline, exchange).await.map_err(|_| late("no complete answer in time"))?? {
-            Ok(refusal) => Ok(Answer::Refused(refusal)),
-            Err((switched, early)) => Ok(Answer::Opened(Opened { switched, stream, early })),
+            Heard::No(refusal) => Ok(Answer::Refused(refusal)),
+            Heard::Yes(switched, early) => Ok(Answer::Opened(Opened { switched, stream, early })),
         }
     }
 }
@@ -125,6 +121,27 @@ impl Upstream {
         let dialled = dial.await.map_err(|_| late("no connection in time"))?;
         dialled.map(|(stream, _)| stream).map_err(|error| unreachable(&error))
     }
+}
+
+/// An answer, before it is known what becomes of the connection.
+#[derive(Debug)]
+pub enum Heard {
+    /// A 101 that was checked, and what came right behind it.
+    Yes(Switched, Vec<u8>),
+    No(Refusal),
+}
+
+/// Reads the answer to a handshake.
+///
+/// # Errors
+/// 502 `upstream_bad_handshake`.
+pub async fn hear<S: AsyncRead + Unpin>(stream: &mut S, upgrade: &Upgrade) -> Result<Heard, Denial> {
+    let reply = Reply::read(stream).await?;
+    if reply.status == 101 {
+        let switched = handshake::check_reply(upgrade, reply.version, reply.headers).map_err(broken)?;
+        return Ok(Heard::Yes(switched, reply.rest));
+    }
+    reply.into_refusal(stream).await.map(Heard::No)
 }
 
 pub fn late(cause: &'static str) -> Denial {
@@ -185,7 +202,7 @@ struct Reply {
 }
 
 impl Reply {
-    async fn read(stream: &mut Stream) -> Result<Self, Denial> {
+    async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Self, Denial> {
         let mut bytes = Vec::with_capacity(1024);
         for _ in 0..MAX_INTERIM {
             let length = Self::fill(stream, &mut bytes).await?;
@@ -197,13 +214,16 @@ impl Reply {
             if status >= 200 || status == 101 {
                 return Ok(Self { version, status, headers, rest });
             }
+            if version != 1 {
+                return Err(broken("its interim answer is not HTTP/1.1"));
+            }
             bytes = rest;
         }
         Err(broken("it sends interim answers without end"))
     }
 
     /// Reads until a whole head is there, and says how long it is.
-    async fn fill(stream: &mut Stream, bytes: &mut Vec<u8>) -> Result<usize, Denial> {
+    async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Result<usize, Denial> {
         let mut from = 0;
         loop {
             // The same bytes that make a request head unreadable make an answer so.
@@ -222,7 +242,7 @@ impl Reply {
         }
     }
 
-    async fn into_refusal(self, stream: &mut Stream) -> Result<Refusal, Denial> {
+    async fn into_refusal<S: AsyncRead + Unpin>(self, stream: &mut S) -> Result<Refusal, Denial> {
         let status = StatusCode::from_u16(self.status).ok().filter(|status| status.as_u16() < 600);
         let status = status.ok_or_else(|| broken("its status is none"))?;
         let framing = Framing::of(status, &self.headers).map_err(broken)?;
@@ -232,6 +252,10 @@ impl Reply {
 }
 
 fn parse(head: &[u8]) -> Result<(u8, u16, HeaderMap), &'static str> {
+    // The parser skips empty lines before it.
+    if !head.starts_with(b"HTTP/") {
+        return Err("its answer is not HTTP/1.1");
+    }
     let mut lines = [httparse::EMPTY_HEADER; MAX_LINES];
     let mut response = httparse::Response::new(&mut lines);
     let parsed = response.parse(head).map_err(|_| "its answer is not HTTP/1.1")?;
@@ -280,7 +304,7 @@ impl Framing {
         }
     }
 
-    async fn read(self, start: Vec<u8>, stream: &mut Stream) -> Result<Vec<u8>, Denial> {
+    async fn read<S: AsyncRead + Unpin>(self, start: Vec<u8>, stream: &mut S) -> Result<Vec<u8>, Denial> {
         let mut raw = start;
         loop {
             match &self {
@@ -373,6 +397,25 @@ impl WriteLast for Stream {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_begins_with_its_status_line() {
+        let yes = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n";
+        assert!(parse(yes).is_ok_and(|(version, status, _)| (version, status) == (1, 101)));
+        assert!(parse(&[b"\r\n", &yes[..]].concat()).is_err(), "found by fuzzing");
+        assert!(parse(&[b"\n", &yes[..]].concat()).is_err());
+    }
+
+    /// HTTP/1.0 has none (RFC 9110 section 15.2). Found by fuzzing.
+    #[tokio::test]
+    async fn interim_answers_are_of_a_version_that_has_them() {
+        let status = async |interim: &str| {
+            let answers = format!("{interim} 100 x\r\n\r\nHTTP/1.1 403 x\r\n\r\n");
+            Reply::read(&mut answers.as_bytes()).await.map(|reply| reply.status).ok()
+        };
+        assert_eq!(status("HTTP/1.1").await, Some(403));
+        assert_eq!(status("HTTP/1.0").await, None);
+    }
 
     #[test]
     fn chunks_become_a_body() {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::UnixTime;
 use crate::secret::{Digest, Secret};
+use crate::sync::Mutex;
 
 /// Who signs tickets. The first key signs, all of them check, so that a secret is rotated as a key's is.
 pub struct Signer(Vec<SigningKey>);

@@ -9,8 +9,7 @@ mod shares;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tracing::warn;
@@ -25,6 +24,8 @@ use crate::cap::Cap;
 use crate::clock::UnixTime;
 use crate::denial::Denial;
 use crate::secret::Digest;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::usage::KeyUse;
 
 /// What one tunnel needs room for.

@@ -1,8 +1,7 @@
 //! How many connections there are, and how many there may be: descriptors are finite.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use tokio::sync::Notify;
+use crate::sync::Notify;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// Places for the connections of the data port, tunnels included.
 #[derive(Debug)]

@@ -1,11 +1,12 @@
 //! What others may ask of a tunnel while it runs, and what it lets them see.
 
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::task::Waker;
 
 use crate::clock::UnixTime;
 use crate::end::Cause;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::SeqCst};
 
 /// The reins of one tunnel, shared between its task and whoever may end it.
 #[derive(Debug)]

@@ -257,27 +257,13 @@ impl Reloader {
     async fn swap(&mut self, rules: Arc<Rules>) -> usize {
         let (on_revoked, on_route_removed) = (rules.on_revoked, rules.on_route_removed);
         let proxy = self.proxy.clone();
-        let work = move || {
-            proxy.counts.set_limits(&rules.limits);
-            let old = proxy.rules.swap(rules);
-            let lost = proxy.tunnels.reconcile(|live| proxy.admits(live));
-            let count = lost.len();
-            let (mut routed, mut revoked): (Vec<_>, Vec<_>) =
-                lost.into_iter().partition(|(_, cause)| *cause == Cause::RouteRemoved);
-            for (lost, delay) in [(&mut revoked, on_revoked), (&mut routed, on_route_removed)] {
-                if delay.is_zero() {
-                    lost.drain(..).for_each(|(live, cause)| live.control.stop(cause));
-                }
-            }
-            proxy.counts.forget_keys(proxy.rules.load().keys.ids());
-            (count, old, revoked, routed)
-        };
+        let work = move || put_in_force(&proxy, rules);
         let swapped = self.loader.run(work).await;
-        let (count, old, revoked, routed) = swapped.expect("nothing in a swap panics; half of one would be no rules");
-        self.outgoing.push(old);
-        end_after(&self.proxy, revoked, on_revoked);
-        end_after(&self.proxy, routed, on_route_removed);
-        count
+        let swapped = swapped.expect("nothing in a swap panics; half of one would be no rules");
+        self.outgoing.push(swapped.old);
+        end_after(&self.proxy, swapped.revoked, on_revoked);
+        end_after(&self.proxy, swapped.routed, on_route_removed);
+        swapped.count
     }
 
     /// Old rules go when the last handshake that began under them has ended, and not on its thread: that may take a while.
@@ -296,6 +282,35 @@ impl Reloader {
     fn change_status(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// What a swap has left to do.
+pub(crate) struct Swapped {
+    /// Tunnels that have lost their right.
+    count: usize,
+    old: Arc<Rules>,
+    /// Those of them that are not ended yet, because they get a delay.
+    revoked: Vec<(Arc<Live>, Cause)>,
+    routed: Vec<(Arc<Live>, Cause)>,
+}
+
+/// New rules in the place of the old ones, and then, in this order, a question about each tunnel: who is seated after it
+/// asks itself, by the new rules.
+pub(crate) fn put_in_force(proxy: &Proxy, rules: Arc<Rules>) -> Swapped {
+    let (on_revoked, on_route_removed) = (rules.on_revoked, rules.on_route_removed);
+    proxy.counts.set_limits(&rules.limits);
+    let old = proxy.rules.swap(rules);
+    let lost = proxy.tunnels.reconcile(|live| proxy.admits(live));
+    let count = lost.len();
+    let (mut routed, mut revoked): (Vec<_>, Vec<_>) =
+        lost.into_iter().partition(|(_, cause)| *cause == Cause::RouteRemoved);
+    for (lost, delay) in [(&mut revoked, on_revoked), (&mut routed, on_route_removed)] {
+        if delay.is_zero() {
+            lost.drain(..).for_each(|(live, cause)| live.control.stop(cause));
+        }
+    }
+    proxy.counts.forget_keys(proxy.rules.load().keys.ids());
+    Swapped { count, old, revoked, routed }
 }
 
 /// Ends tunnels that have lost their right, after a delay, if they have not got it back.
