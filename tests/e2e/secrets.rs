@@ -8,11 +8,23 @@ use sha2::{Digest as _, Sha256};
 use crate::support::frames::text;
 use crate::support::{Backend, Gate, alice, config, eventually, small, stand_echo, ws};
 
-/// Where in the memory that the process can write to this text stands.
+/// Where threads are on their stacks. Those of ended ones are somewhere else, or given back.
+fn stack_pointers(pid: u32) -> Vec<u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let calls = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("syscall")).ok());
+    // "232 0x3 ... 0x7ffd0a 0x7f21c4": of a thread that waits, the last but one.
+    let pointer =
+        |call: String| u64::from_str_radix(call.split_whitespace().rev().nth(1)?.strip_prefix("0x")?, 16).ok();
+    calls.filter_map(pointer).collect()
+}
+
+/// Where in the memory that the process can write to this text stands. Stacks are left out: what was computed of it a moment
+/// ago, such as its digest, leaves it there until something else is computed.
 #[track_caller]
 fn places(gate: &Gate, wanted: &str) -> Vec<String> {
     let pid = gate.pid();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let stacks = stack_pointers(pid);
     let (mut found, mut seen) = (Vec::new(), 0);
     for line in fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines() {
         let mut words = line.split_whitespace();
@@ -22,6 +34,9 @@ fn places(gate: &Gate, wanted: &str) -> Vec<String> {
         }
         let (start, end) = range.split_once('-').unwrap();
         let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+        if stacks.iter().any(|pointer| (start..end).contains(pointer)) {
+            continue;
+        }
         let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
         // What was mapped a moment ago may be gone.
         let Ok(length) = memory.read_at(&mut bytes, start) else { continue };
