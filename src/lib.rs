@@ -24,7 +24,7 @@
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
 //! facts     everyone -> answer, socket (queue), peer, random, denial (cap), end, secret, clock, fields, traffic,
-//!           trace_context, spans, rules, tunnels, log, metrics, sync, notify_socket
+//!           trace_context, spans, rules, tunnels, log, metrics, sync, notify_socket, write_last
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -100,6 +100,7 @@ pub mod traffic;
 pub mod trail;
 pub mod tunnels;
 pub mod usage;
+pub mod write_last;
 
 pub mod config;
 
