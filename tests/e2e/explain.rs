@@ -187,11 +187,16 @@ fn check_warns_of_what_is_probably_not_meant() {
          - {{ id: same, routes: [main], secrets: [{{ plain: aaaaaaaaaaaaaaaaaaaaaaaa }}] }}\n\
          - {{ id: late, routes: [main], expires_at: {soon}, secrets: [{{ sha256: \"{}\" }}] }}\n\
          - {{ id: both, routes: [main], secrets: [{{ sha256: \"{}\" }}, {{ sha256: \"{}\" }}] }}\n\
-         - {{ id: lost, routes: [open], secrets: [{{ sha256: \"{}\" }}] }}\n",
+         - {{ id: lost, routes: [open], secrets: [{{ sha256: \"{}\" }}] }}\n\
+         - {{ id: gone, routes: [main], expires_at: 2020-01-01, secrets: [{{ sha256: \"{}\" }}] }}\n\
+         - {{ id: left, routes: [main], secrets: [{{ sha256: \"{}\" }}, {{ sha256: \"{}\", valid_until: 2020-01-01 }}] }}\n",
         digest("11"),
         digest("22"),
         digest("33"),
         digest("44"),
+        digest("55"),
+        digest("66"),
+        digest("77"),
     );
     let (_dir, path) = file(&yaml);
     let told = run(&["check", &path], b"");
@@ -205,6 +210,8 @@ fn check_warns_of_what_is_probably_not_meant() {
         "this secret of the key \"same\" is short enough to be guessed",
         "the key \"both\" has two secrets without an end",
         "the key \"lost\" opens no route",
+        "the key \"gone\" has expired",
+        "this secret of the key \"left\" has expired",
         "tickets are signed with a random secret of this process",
     ] {
         assert!(told.err.contains(says), "{says}: {}", told.err);
