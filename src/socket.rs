@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use rustix::net::{SendFlags, send};
 use socket2::{Domain, Protocol, TcpKeepalive, Type};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
 use crate::queue::{Side, Ticket};
+use crate::write_last::WriteLast;
 
 /// A non-blocking socket, connected or about to be.
 #[derive(Debug)]
@@ -174,18 +175,6 @@ impl AsyncWrite for Socket {
         Poll::Ready(self.stream.shutdown(Shutdown::Write))
     }
 }
-
-/// A stream whose end can go out together with its last bytes.
-pub trait WriteLast: AsyncWrite {
-    /// Writes as [`AsyncWrite::poll_write`] does. The end of the stream has to follow at once: until then what was written
-    /// may be held back.
-    fn poll_write_last(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write(cx, bytes)
-    }
-}
-
-/// What tests relay over.
-impl WriteLast for DuplexStream {}
 
 impl WriteLast for Socket {
     fn poll_write_last(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

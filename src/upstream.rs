@@ -17,8 +17,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::denial::{Denial, Reason};
 use crate::fields::{Twice, only};
 use crate::handshake::{self, Switched, Upgrade};
-use crate::socket::{Socket, WriteLast};
+use crate::socket::Socket;
 use crate::tunnels::Seat;
+use crate::write_last::WriteLast;
 
 /// One upstream of the file.
 #[derive(Debug)]

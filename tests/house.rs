@@ -29,8 +29,8 @@ const BUT_MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config::schema", &["config::schema::*"]),
     ("config::schema::*", &["config::value"]),
     ("frame", &["frame::*"]),
-    ("relay", &["relay::*", "frame", "traffic", "end", "clock", "random", "sync"]),
-    ("relay::*", &["relay::*", "frame", "traffic", "end", "clock", "random", "sync"]),
+    ("relay", &["relay::*", "frame", "traffic", "end", "clock", "random", "sync", "write_last"]),
+    ("relay::*", &["relay::*", "frame", "traffic", "end", "clock", "random", "sync", "write_last"]),
 ];
 
 /// (crate, who may name it, reason).

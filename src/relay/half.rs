@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::guard::{Cut, Excess, Guard, OUR_PING};
 use crate::frame::Follower;
-use crate::socket::WriteLast;
+use crate::write_last::WriteLast;
 
 /// What one read takes at most. Larger ones save system calls on large frames.
 const SCRATCH: usize = 256 * 1024;

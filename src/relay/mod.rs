@@ -33,7 +33,7 @@ use self::tick::{earlier, next_tick, refilled_at, tick};
 use crate::clock::UnixTime;
 use crate::end::{Breach, Cause, Direction, End};
 use crate::frame::{self, Follower};
-use crate::socket::WriteLast;
+use crate::write_last::WriteLast;
 
 /// A date is looked at again after this, because clocks are set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
