@@ -213,17 +213,26 @@ fn the_shipped_files_load() {
     }
 }
 
-/// Every field of the table, by its path, with its default.
-fn table(section: &'static Section, path: &str, into: &mut BTreeMap<String, &'static str>) {
+/// Every field of the table with its default, in its order.
+fn table(section: &'static Section, path: &str, into: &mut Vec<(String, &'static str)>) {
     for field in section.fields {
         let path = format!("{path}{}", field.name);
+        into.push((path.clone(), field.default));
         match field.below {
             Below::Section(below) => table(below, &format!("{path}."), into),
             Below::Named(Below::Section(below)) => table(below, &format!("{path}.NAME."), into),
             Below::Named(_) | Below::EachWay(_) | Below::Texts { .. } | Below::Value => {}
         }
-        assert!(into.insert(path, field.default).is_none());
     }
+}
+
+/// All of them, by path.
+fn known() -> BTreeMap<String, &'static str> {
+    let mut all = Vec::new();
+    table(&schema::FILE, "", &mut all);
+    let (count, known) = (all.len(), all.into_iter().collect::<BTreeMap<_, _>>());
+    assert_eq!(count, known.len(), "no field stands twice");
+    known
 }
 
 /// `## path`, and what is said below it.
@@ -239,7 +248,7 @@ fn reference() -> BTreeMap<String, String> {
             }
             // Examples in YAML are indented further.
             (_, Some(more), Some(path)) if !more.starts_with(' ') => {
-                *found.get_mut(path).unwrap() += &format!("{more} ")
+                *found.get_mut(path).unwrap() += &format!("{more} ");
             }
             (_, Some(_), Some(_)) => {}
             _ => open = None,
@@ -250,8 +259,7 @@ fn reference() -> BTreeMap<String, String> {
 
 #[test]
 fn the_reference_explains_every_field_and_no_other() {
-    let mut known = BTreeMap::new();
-    table(&schema::FILE, "", &mut known);
+    let known = known();
     assert!(known.len() >= 60, "only {} fields seen", known.len());
     let reference = reference();
     let (known, explained): (BTreeSet<_>, BTreeSet<_>) = (known.keys().collect(), reference.keys().collect());
@@ -262,8 +270,7 @@ fn the_reference_explains_every_field_and_no_other() {
 /// The decoder parses the defaults of the table; so what the reference says is what holds.
 #[test]
 fn the_reference_states_the_real_defaults() {
-    let mut known = BTreeMap::new();
-    table(&schema::FILE, "", &mut known);
+    let known = known();
     let [(_, header), (_, pair)] = schema::DEFAULT_PLACES;
     let places = format!("header {header}, subprotocol pair {pair}");
     let identity = format!("{}: \"{}\"", schema::DEFAULT_IDENTITY.0, schema::DEFAULT_IDENTITY.1);
@@ -286,19 +293,6 @@ fn the_reference_states_the_real_defaults() {
     }
 }
 
-/// Every field by its path, in the order of the table.
-fn paths(section: &'static Section, path: &str, into: &mut Vec<String>) {
-    for field in section.fields {
-        let path = format!("{path}{}", field.name);
-        into.push(path.clone());
-        match field.below {
-            Below::Section(below) => paths(below, &format!("{path}."), into),
-            Below::Named(Below::Section(below)) => paths(below, &format!("{path}.NAME."), into),
-            Below::Named(_) | Below::EachWay(_) | Below::Texts { .. } | Below::Value => {}
-        }
-    }
-}
-
 /// `docs/configuration.md`: for each field a row, in the words of the reference.
 fn page() -> String {
     let text = fs::read_to_string("config/reference.yaml").unwrap();
@@ -310,9 +304,9 @@ fn page() -> String {
         .to_owned();
     rules.for_each(|line| page += &format!("{line}\n"));
     let mut all = Vec::new();
-    paths(&schema::FILE, "", &mut all);
+    table(&schema::FILE, "", &mut all);
     let said = reference();
-    for path in all {
+    for (path, _) in all {
         if !path.contains('.') {
             page += &format!("\n## {path}\n\n| field | default | meaning |\n| --- | --- | --- |\n");
         }
