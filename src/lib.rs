@@ -23,8 +23,8 @@
 //! process   main -> server -> { worker, reload, admin }, cli
 //! flow      worker -> listener -> desk -> connection -> proxy -> { relay, forward }
 //! domain    proxy -> route, handshake, headers, auth, admit (limit), upstream
-//! facts     everyone -> answer, socket (queue, write_last), peer, random, denial (cap), end, secret, clock, fields,
-//!           traffic, trace_context, spans, rules, tunnels, log, metrics, sync, notify_socket
+//! facts     everyone -> answer, socket (queue), peer, random, denial (cap), end, secret, clock, fields, traffic,
+//!           trace_context, spans, rules, tunnels, log, metrics, sync, notify_socket, write_last
 //! config    config -> constructors of the domain; the domain never knows config
 //! ```
 //!
@@ -56,7 +56,6 @@ pub mod desk;
 pub mod listener;
 pub mod reload;
 pub mod worker;
-pub mod write_last;
 
 pub mod first_message;
 pub mod forward;
@@ -101,6 +100,7 @@ pub mod traffic;
 pub mod trail;
 pub mod tunnels;
 pub mod usage;
+pub mod write_last;
 
 pub mod config;
 

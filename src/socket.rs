@@ -177,6 +177,7 @@ impl AsyncWrite for Socket {
 }
 
 impl WriteLast for Socket {
+    // At worst the system holds it back for 200 ms (`MSG_MORE`, send(2); `TCP_CORK`, tcp(7)).
     fn poll_write_last(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut()
             .poll_send(cx, bytes, |stream, bytes| Ok(send(stream, bytes, SendFlags::NOSIGNAL | SendFlags::MORE)?))

@@ -1,4 +1,4 @@
-//! What the relay wants of a stream that it writes to, beyond what every stream can do.
+//! Streams that can send their end together with their last bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -10,9 +10,6 @@ use tokio::io::{AsyncWrite, DuplexStream};
 pub trait WriteLast: AsyncWrite {
     /// Writes as [`AsyncWrite::poll_write`] does. The end of the stream has to follow at once: until then what was written
     /// may be held back.
-    ///
-    /// # Errors
-    /// Those of [`AsyncWrite::poll_write`].
     fn poll_write_last(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write(cx, bytes)
     }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{LazyLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -212,7 +213,13 @@ impl Ticket {
 
 /// Tickets that were used, until they expire. Of this process alone.
 #[derive(Default)]
-pub struct Burned(Mutex<HashMap<[u8; NONCE], UnixTime>>);
+pub struct Burned(Mutex<HashMap<[u8; NONCE], Kept>>);
+
+/// How long a used ticket is remembered: until both have passed. A clock that is set ahead and back again gives none back.
+struct Kept {
+    until: UnixTime,
+    at_least: Instant,
+}
 
 /// Only good tickets get here, and they are gone with their time: more than this many at once is no use but abuse.
 const MOST_BURNED: usize = 1 << 18;
@@ -225,9 +232,13 @@ impl Burned {
     /// # Errors
     /// [`Unfit::Used`], or [`Unfit::Full`].
     pub fn burn(&self, ticket: &Ticket, now: UnixTime) -> Result<(), Unfit> {
+        self.burn_at(ticket, now, Instant::now())
+    }
+
+    fn burn_at(&self, ticket: &Ticket, now: UnixTime, instant: Instant) -> Result<(), Unfit> {
         let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if used.len() >= SWEEP && used.len() == used.capacity() {
-            used.retain(|_, until| *until > now);
+            used.retain(|_, kept| kept.until > now || kept.at_least > instant);
         }
         if used.contains_key(&ticket.nonce) {
             return Err(Unfit::Used);
@@ -235,7 +246,9 @@ impl Burned {
         if used.len() >= MOST_BURNED {
             return Err(Unfit::Full);
         }
-        used.insert(ticket.nonce, ticket.until);
+        let left = u64::try_from(ticket.until.0.saturating_sub(now.0)).unwrap_or(0);
+        let at_least = instant.checked_add(Duration::from_secs(left)).unwrap_or(instant);
+        used.insert(ticket.nonce, Kept { until: ticket.until, at_least });
         Ok(())
     }
 }
@@ -319,18 +332,33 @@ mod tests {
         }
     }
 
+    fn ticket(until: UnixTime) -> Ticket {
+        let signer = signer(&["a"]);
+        let text = signer.issue((&Digest::of(b"secret"), "a"), &bound("r"), until).unwrap();
+        signer.check(text.as_bytes(), &bound("r"), NOW).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ahead_and_back_gives_no_used_ticket_back() {
+        let (burned, start) = (Burned::default(), Instant::now());
+        let one = ticket(UNTIL);
+        assert_eq!(burned.burn_at(&one, NOW, start), Ok(()));
+        let ahead = UnixTime(UNTIL.0 + 3600);
+        for _ in 0..20_000 {
+            let _ = burned.burn_at(&ticket(UnixTime(ahead.0 + 1)), ahead, start + Duration::from_secs(1));
+        }
+        assert_eq!(burned.burn_at(&one, NOW, start + Duration::from_secs(2)), Err(Unfit::Used));
+    }
+
     #[test]
     fn a_ticket_burns_once_and_is_forgotten_with_its_time() {
-        let (signer, burned, digest) = (signer(&["a"]), Burned::default(), Digest::of(b"secret"));
-        let ticket = |until| {
-            let text = signer.issue((&digest, "a"), &bound("r"), until).unwrap();
-            signer.check(text.as_bytes(), &bound("r"), NOW).unwrap()
-        };
+        let burned = Burned::default();
+        let (start, later) = (Instant::now(), Instant::now() + Duration::from_secs(60));
         let one = ticket(UNTIL);
-        assert_eq!(burned.burn(&one, NOW), Ok(()));
-        assert_eq!(burned.burn(&one, NOW), Err(Unfit::Used));
+        assert_eq!(burned.burn_at(&one, NOW, start), Ok(()));
+        assert_eq!(burned.burn_at(&one, NOW, start), Err(Unfit::Used));
         for _ in 0..20_000 {
-            assert_eq!(burned.burn(&ticket(UnixTime(NOW.0 + 1)), UNTIL), Ok(()));
+            assert_eq!(burned.burn_at(&ticket(UnixTime(NOW.0 + 1)), UNTIL, later), Ok(()));
         }
         assert!(burned.0.lock().unwrap().len() < 5_000, "those that are over are forgotten");
     }

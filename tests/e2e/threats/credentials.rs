@@ -2,12 +2,195 @@
 
 use std::thread;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::{Trial, hidden, page};
 use crate::support::client::plain_get;
-use crate::support::{Backend, Gate, KEY, Request, alice, route, small, ws};
+use crate::support::{Backend, Gate, KEY, Request, alice, config, eventually, route, small, ws};
 
 /// Alice's key beside one that nobody has.
 const OTHER: &str = "bad-secret-0123456789";
+
+/// A gate that looks everywhere, of sockets and of pages.
+fn gate_of_all_places(backend: &Backend) -> Gate {
+    let places = "{ header: X-Api-Key }, bearer, basic, { subprotocol: { pair: x-api-key } }, { query: api_key }, { cookie: session }";
+    let auth = format!("auth: [ {{ api_key: {{ extract_from: [ {places} ] }} }} ]");
+    Gate::start(&route(backend, &format!("http: forward\nallowed_origins: [ \"https://a.example\" ]\n{auth}")))
+}
+
+/// Requests that carry this key, one for each place.
+fn in_each_place(key: &str) -> Vec<Request> {
+    let password = STANDARD.encode(format!("alice:{key}"));
+    let mut all = vec![ws("/ws").offer(&format!("chat, x-api-key, {key}"))];
+    for of_kind in [ws, plain_get] {
+        all.extend([
+            of_kind("/ws").with("X-Api-Key", key),
+            of_kind("/ws").with("Authorization", &format!("Bearer {key}")),
+            of_kind("/ws").with("Authorization", &format!("Basic {password}")),
+            of_kind(&format!("/ws?a=1&api_key={key}&b=2")),
+            of_kind("/ws").with("Cookie", &format!("a=1; session={key}")).with("Origin", "https://a.example"),
+        ]);
+    }
+    all
+}
+
+#[test]
+fn t047_a_key_has_one_case() {
+    let backend = Backend::manual();
+    let gate = gate_of_all_places(&backend);
+    let first_is_large = format!("A{}", &KEY[1..]);
+    assert!(KEY.starts_with('a') && KEY.to_uppercase() != KEY);
+    for request in [KEY.to_uppercase(), first_is_large].iter().flat_map(|key| in_each_place(key)) {
+        gate.refuses_before(&backend, request.followed_by(hidden()), 401, "invalid_credential");
+    }
+}
+
+#[test]
+fn t063_the_key_stays_here_wherever_it_was() {
+    let backend = Backend::manual();
+    let gate = gate_of_all_places(&backend);
+    let password = STANDARD.encode(format!("alice:{KEY}"));
+    for request in in_each_place(KEY) {
+        let mut client = gate.send(&request);
+        let mut up = backend.next();
+        let seen = String::from_utf8_lossy(&up.head.raw).into_owned();
+        assert!(!seen.contains(KEY) && !seen.contains(&password), "{seen}");
+        assert_eq!(up.head.get("X-Auth-Key-Id"), Some("alice"));
+        // An error of the service's is answered from here, and asks nobody else.
+        up.send("HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(client.read_answer().status(), 500);
+        assert_eq!(up.read_to_close().0, b"");
+    }
+    assert_eq!(backend.accepted(), in_each_place(KEY).len());
+}
+
+/// Those by which others say who the client is.
+const OF_THE_CLIENT: [&str; 10] = [
+    "X-Forwarded-For",
+    "x-forwarded-for",
+    "X_Forwarded_For",
+    "X-Real-IP",
+    "True-Client-IP",
+    "CF-Connecting-IP",
+    "X-Client-IP",
+    "X-Cluster-Client-IP",
+    "X-Original-Forwarded-For",
+    "Forwarded",
+];
+
+/// To name an address that is trusted, or private, makes nobody trusted.
+#[test]
+fn t053_nobody_becomes_another_by_saying_so() {
+    let backend = Backend::echo();
+    let limits = "trusted_proxies: [ 10.0.0.0/8 ]\nlimits: { max_connections_per_address: 1 }\n";
+    let gate = Gate::start(&small(&backend, limits));
+    let _open = gate.open(alice());
+    for name in OF_THE_CLIENT {
+        for value in ["10.6.6.6", "203.0.113.7, 10.6.6.6", "127.0.0.2", "for=10.6.6.6;host=evil"] {
+            gate.refuses_before(&backend, alice().with(name, value), 429, "too_many_connections");
+        }
+    }
+    let backend = Backend::answers("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let gate = Gate::start(&(route(&backend, "http: forward") + "trusted_proxies: [ 10.0.0.0/8 ]\n"));
+    for name in OF_THE_CLIENT {
+        for request in [alice(), page("GET", "/ws")] {
+            assert_eq!(gate.ask_status(request.with(name, "10.6.6.6").with(name, "for=10.6.6.6;host=evil")), 200);
+            let head = backend.last_head();
+            assert_eq!(head.all("X-Forwarded-For"), ["127.0.0.1"]);
+            assert!(!head.text().contains("10.6.6.6") && !head.text().contains("evil"), "{}", head.text());
+        }
+    }
+}
+
+/// From 0x80 on there are control codes of terminals, and ways to turn a line round. No head has such bytes.
+#[test]
+fn t065_no_byte_of_a_value_acts_on_who_reads_the_log() {
+    let evil: [&[u8]; 8] = [
+        b"\x9b31m",
+        "\u{9b}31m".as_bytes(),
+        "\u{2028}refused".as_bytes(),
+        "\u{202e}x".as_bytes(),
+        b"\xff\xfe\x85",
+        b"\\x1b[31m",
+        b"\",\"level\":\"ERROR\",\"a\":\"",
+        &[0x9b; 5000],
+    ];
+    for human in [false, true] {
+        let backend = Backend::manual();
+        let setup = config(&small(&backend, ""));
+        let gate = if human { setup.human().start() } else { setup.start() };
+        for value in evil {
+            gate.ask(ws("/ws").raw([b"Origin: ", value].concat()));
+        }
+        let refused = |log: &str| log.matches("missing_credential").count() + log.matches("bad_handshake").count();
+        eventually("all are logged", || refused(&gate.raw_log()) == evil.len());
+        let log = gate.raw_log();
+        assert!(log.bytes().all(|byte| byte == b'\n' || (0x20..0x7f).contains(&byte)), "{log}");
+        for line in log.lines() {
+            assert!(line.len() < 2500, "{line}");
+            assert!(human || serde_json::from_str::<serde_json::Value>(line).is_ok_and(|it| it["level"] != "ERROR"));
+        }
+    }
+}
+
+#[test]
+fn t100_t101_an_origin_is_one_of_the_list_or_none() {
+    let backend = Backend::manual();
+    let origins = "allowed_origins: [ \"https://chat.example.com\", \"https://*.apps.example.com\" ]";
+    let gate = Gate::start(&route(&backend, &format!("http: forward\n{origins}")));
+    for origin in [
+        "null",
+        "NULL",
+        "",
+        "*",
+        "file://",
+        "https://",
+        "chat.example.com",
+        "//chat.example.com",
+        "wss://chat.example.com",
+        "http://chat.example.com",
+        "https://chat.example.com.evil.example",
+        "https://evilchat.example.com",
+        "https://chatxexample.com",
+        "https://chat.example.com@evil.example",
+        "https://evil.example@chat.example.com",
+        "https://chat.example.com:8443",
+        "https://chat.example.com:",
+        "https://chat.example.com:443:443",
+        "https://chat.example.com/",
+        "https://chat.example.com/x",
+        "https://chat.example.com?x",
+        "https://chat.example.com#x",
+        "https://chat.example.com\\.evil.example",
+        "https://chat.example.com%00.evil.example",
+        "https://chat.example.com .evil.example",
+        "https://chat.example.com, https://chat.example.com",
+        "https://chat.example.com https://evil.example",
+        "https://*.apps.example.com",
+        "https://apps.example.com",
+        "https://.apps.example.com",
+        "https://a.b.apps.example.com",
+        "https://a@b.apps.example.com",
+        "https://a/.apps.example.com",
+        "https://127.0.0.1",
+        "https://[::1]",
+        "https://2130706433",
+        "http://localhost",
+    ] {
+        for request in [alice(), page("GET", "/ws")] {
+            let request = request.with("Origin", origin).followed_by(hidden());
+            gate.refuses_before(&backend, request, 403, "origin_not_allowed");
+        }
+    }
+    let good = "https://chat.example.com";
+    for (one, two) in [(good, good), (good, "https://evil.example"), ("https://evil.example", good), ("", good)] {
+        for request in [alice(), page("GET", "/ws")] {
+            let twice = request.with("Origin", one).with("origin", two);
+            gate.refuses_before(&backend, twice.followed_by(hidden()), 403, "origin_not_allowed");
+        }
+    }
+}
 
 #[test]
 fn t048_of_two_keys_none_counts() {

@@ -1,6 +1,6 @@
 //! Too much of something, or too slowly. What is counted and bounded per address, key and process is in `limits`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Trial;
 use crate::support::client::plain_get;
@@ -46,6 +46,22 @@ fn t084_a_first_message_is_small_and_in_time() {
         }
     }
     assert_eq!(wire.read_close(), (4408, "request_timeout".into()));
+    assert_eq!(backend.accepted(), 0);
+    gate.is_well();
+}
+
+/// Each line is whole, and there is no last one.
+#[test]
+fn t105_a_head_line_by_line_has_one_deadline() {
+    let backend = Backend::manual();
+    let mut gate = Gate::start(&small(&backend, "timeouts: { head: 500ms }\n"));
+    let mut client = gate.send(alice().bytes().strip_suffix(b"\r\n").unwrap());
+    let start = Instant::now();
+    while client.try_send("X-A: b\r\n").is_ok() && gate.log_lines(|line| line.is("refused")).is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(10), "it waits for ever");
+        pause(Duration::from_millis(70));
+    }
+    gate.check_refusal(&client.read_answer(), 408, "request_timeout");
     assert_eq!(backend.accepted(), 0);
     gate.is_well();
 }

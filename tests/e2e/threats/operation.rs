@@ -45,6 +45,58 @@ fn t128_half_a_file_is_no_file() {
     eventually("it is whole", || gate.ask_status(bob()) == 101);
 }
 
+/// Whatever it is that nests, in the file and in a file of keys: old rules stay, and the process does.
+#[test]
+fn t125_nothing_nests_without_end() {
+    const DEPTH: usize = 100_000;
+    let backend = Backend::echo();
+    let yaml = format!("upstream: {}\nkey_files: [ keys.yaml ]\n", backend.url());
+    let keys = format!("- {{ id: alice, secret: {KEY} }}\n");
+    let mut gate = crate::support::config(&yaml).file("keys.yaml", &keys).start();
+    for (piece, end) in
+        [("[", ""), ("{ a: ", ""), ("- ", "x"), ("? ", "x"), ("!a ", "x"), ("&a ", "x"), ("[{ \"a\": ", ""), ("[", "]")]
+    {
+        for name in ["wsbouncer.yaml", "keys.yaml"] {
+            let before = fs::read(gate.dir().join(name)).unwrap();
+            let deep = format!("{}{}\n", piece.repeat(DEPTH), end.repeat(DEPTH.min(end.len() * DEPTH)));
+            gate.fails_to_reload(|| gate.replace(name, &deep));
+            gate.reloads(|| fs::write(gate.dir().join(name), before).unwrap());
+        }
+    }
+    gate.is_well();
+}
+
+/// No other spelling of a path that needs no token is one that does.
+#[test]
+fn t136_no_spelling_of_a_path_goes_without_the_token() {
+    let backend = Backend::manual();
+    let yaml = format!(
+        "admin: {{ address: 127.0.0.1:0, token: {{ plain: operator-token-0123456789 }} }}\nupstream: {}\nkeys: [ {{ id: alice, secret: {KEY} }} ]\n",
+        backend.url()
+    );
+    let gate = Gate::start(&yaml);
+    for path in ["keys", "config", "connections", "metrics", "status", "events", "routes"] {
+        for spelling in [
+            format!("/{path}"),
+            format!("//{path}"),
+            format!("/{path}/"),
+            format!("/healthz/../{path}"),
+            format!("/healthz/%2e%2e/{path}"),
+            format!("/healthz;/../{path}"),
+            format!("/./{path}"),
+            format!("/%{:02x}{}", path.as_bytes()[0], &path[1..]),
+            format!("/{}", path.to_uppercase()),
+            format!("/{path}?/healthz"),
+            format!("/{path}%00/healthz"),
+        ] {
+            for method in ["GET", "HEAD", "POST", "DELETE", "OPTIONS"] {
+                let status = gate.admin(method, &spelling).status();
+                assert!(matches!(status, 400 | 401), "{method} {spelling}: {status}");
+            }
+        }
+    }
+}
+
 /// A file that is none of ours, such as `/etc/shadow`, is refused, and nothing of it is said.
 #[test]
 fn t131_a_link_to_another_file_shows_nothing_of_it() {

@@ -222,3 +222,38 @@ fn t070_no_extension_is_forced_on_a_client() {
     }
     trial.still_serves();
 }
+
+/// Noise, a head without an end, one that breaks off, none at all: each is a 502 for its client and for nobody else.
+#[test]
+fn t122_garbage_of_the_upstreams_is_a_502() {
+    let noise: Vec<u8> = (0..4096_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let long = [b"HTTP/1.1 200 OK\r\nX-Long: ".to_vec(), vec![b'a'; 1 << 20]].concat();
+    let many = [b"HTTP/1.1 200 OK\r\n".to_vec(), b"X-A: b\r\n".repeat(1000), b"\r\n".to_vec()].concat();
+    let answers: [&[u8]; 9] = [
+        &noise,
+        &long,
+        &many,
+        b"",
+        b"\x16\x03\x01\x02\x00",
+        b"HTTP/1.1",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"\0\r\n\r\n",
+        b"\xff",
+    ];
+    for (trial, requests) in
+        [(Trial::of_sockets(), vec![alice()]), (Trial::of_pages(), vec![alice(), page("GET", "/x")])]
+    {
+        for answer in answers {
+            for request in &requests {
+                let mut client = trial.gate.send(request);
+                let mut up = trial.backend.next();
+                let _ = up.try_send(answer);
+                up.close();
+                trial.gate.check_refusal(&client.read_answer(), 502, "upstream_bad_handshake");
+            }
+        }
+        let log = trial.gate.raw_log();
+        assert!(log.bytes().all(|byte| byte == b'\n' || (0x20..0x7f).contains(&byte)), "{log}");
+        trial.still_serves();
+    }
+}
