@@ -213,17 +213,26 @@ fn the_shipped_files_load() {
     }
 }
 
-/// Every field of the table, by its path, with its default.
-fn table(section: &'static Section, path: &str, into: &mut BTreeMap<String, &'static str>) {
+/// Every field of the table with its default, in its order.
+fn table(section: &'static Section, path: &str, into: &mut Vec<(String, &'static str)>) {
     for field in section.fields {
         let path = format!("{path}{}", field.name);
+        into.push((path.clone(), field.default));
         match field.below {
             Below::Section(below) => table(below, &format!("{path}."), into),
             Below::Named(Below::Section(below)) => table(below, &format!("{path}.NAME."), into),
             Below::Named(_) | Below::EachWay(_) | Below::Texts { .. } | Below::Value => {}
         }
-        assert!(into.insert(path, field.default).is_none());
     }
+}
+
+/// All of them, by path.
+fn known() -> BTreeMap<String, &'static str> {
+    let mut all = Vec::new();
+    table(&schema::FILE, "", &mut all);
+    let (count, known) = (all.len(), all.into_iter().collect::<BTreeMap<_, _>>());
+    assert_eq!(count, known.len(), "no field stands twice");
+    known
 }
 
 /// `## path`, and what is said below it.
@@ -237,7 +246,11 @@ fn reference() -> BTreeMap<String, String> {
                 assert!(found.insert(path.to_owned(), String::new()).is_none(), "{path} is explained twice");
                 open = Some(path.to_owned());
             }
-            (_, Some(more), Some(path)) => *found.get_mut(path).unwrap() += &format!("{more} "),
+            // Examples in YAML are indented further.
+            (_, Some(more), Some(path)) if !more.starts_with(' ') => {
+                *found.get_mut(path).unwrap() += &format!("{more} ");
+            }
+            (_, Some(_), Some(_)) => {}
             _ => open = None,
         }
     }
@@ -246,8 +259,7 @@ fn reference() -> BTreeMap<String, String> {
 
 #[test]
 fn the_reference_explains_every_field_and_no_other() {
-    let mut known = BTreeMap::new();
-    table(&schema::FILE, "", &mut known);
+    let known = known();
     assert!(known.len() >= 60, "only {} fields seen", known.len());
     let reference = reference();
     let (known, explained): (BTreeSet<_>, BTreeSet<_>) = (known.keys().collect(), reference.keys().collect());
@@ -258,8 +270,7 @@ fn the_reference_explains_every_field_and_no_other() {
 /// The decoder parses the defaults of the table; so what the reference says is what holds.
 #[test]
 fn the_reference_states_the_real_defaults() {
-    let mut known = BTreeMap::new();
-    table(&schema::FILE, "", &mut known);
+    let known = known();
     let [(_, header), (_, pair)] = schema::DEFAULT_PLACES;
     let places = format!("header {header}, subprotocol pair {pair}");
     let identity = format!("{}: \"{}\"", schema::DEFAULT_IDENTITY.0, schema::DEFAULT_IDENTITY.1);
@@ -280,4 +291,52 @@ fn the_reference_states_the_real_defaults() {
             assert!(end.is_empty() || end.starts_with([' ', '.']), "{path}: {table}, stated is {stated}");
         }
     }
+}
+
+/// `docs/configuration.md`: for each field a row, in the words of the reference.
+fn page() -> String {
+    let text = fs::read_to_string("config/reference.yaml").unwrap();
+    let (_, rules) = text.split_once("# Rules that hold everywhere:\n").unwrap();
+    let rules = rules.lines().map_while(|line| line.strip_prefix("#   "));
+    let mut page = "# Every field of the file\n\nMade of [`config/reference.yaml`](../config/reference.yaml), which has them as a \
+                    file with examples; a test\nkeeps both alike. `NAME` is a name that you choose. \
+                    `wsbouncer schema` says the same to an editor.\n\n"
+        .to_owned();
+    rules.for_each(|line| page += &format!("{line}\n"));
+    let mut all = Vec::new();
+    table(&schema::FILE, "", &mut all);
+    let said = reference();
+    for (path, _) in all {
+        if !path.contains('.') {
+            page += &format!("\n## {path}\n\n| field | default | meaning |\n| --- | --- | --- |\n");
+        }
+        let (meaning, default) = said[&path].split_once("Default: ").unwrap();
+        let default = default.trim_end().trim_end_matches('.');
+        page += &format!("| `{path}` | {} | {} |\n", cell(default), cell(meaning.trim_end()));
+    }
+    page
+}
+
+/// Text as it stands in a table, with links to the pages of docs/.
+fn cell(text: &str) -> String {
+    // Every other piece is code, in which nothing else than a bar means anything.
+    let pieces = text.split('`').enumerate();
+    let pieces =
+        pieces.map(|(n, piece)| if n % 2 == 1 { piece.into() } else { piece.replace('<', "&lt;").replace('*', "\\*") });
+    let mut text = pieces.collect::<Vec<String>>().join("`").replace('|', "\\|");
+    for file in fs::read_dir("docs").unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        text = text.replace(&format!("docs/{name}"), &format!("[{name}]({name})"));
+    }
+    text
+}
+
+#[test]
+fn the_page_of_fields_is_the_reference() {
+    let (name, page) = ("docs/configuration.md", page());
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(name, &page).unwrap();
+    }
+    let written = fs::read_to_string(name).unwrap();
+    assert!(written == page, "{name} is not what the reference says: UPDATE=1 cargo test --test config");
 }

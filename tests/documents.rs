@@ -9,12 +9,13 @@ use std::process::Command;
 
 use wsbouncer::denial::Reason;
 
-const DOCUMENTS: [&str; 18] = [
+const DOCUMENTS: [&str; 19] = [
     "README.md",
     "SECURITY.md",
     "CHANGELOG.md",
     "docs/admin.md",
     "docs/browsers.md",
+    "docs/configuration.md",
     "docs/deploy.md",
     "docs/devtools.md",
     "docs/first-message.md",

@@ -132,6 +132,39 @@ fn it_is_for_people_and_shows_no_secret() {
     assert!(told.code == 1 && told.out.contains("426 upgrade_required"), "{}", told.out);
 }
 
+/// Whoever does what `explain` says is let in.
+#[test]
+fn what_would_let_it_in_does() {
+    let yaml = yaml("ws://127.0.0.1:1");
+    let header = |key: &str| format!("X-Api-Key: {key}");
+    let (mine, off, bobs) = (header(KEY), header("disabled-secret-012345"), header("bob-secret-0123456789"));
+    let allowed = format!("allowed_origins: [\"{PAGE}\"]");
+    for (args, says, from, to) in [
+        (
+            &["-H", &*bobs] as &[&str],
+            "add the route to routes of the key bob",
+            "routes: [pages]",
+            "routes: [pages, main]",
+        ),
+        (&["-H", &off], "take disabled: true away from the key off", ", disabled: true", ""),
+        (
+            &["-H", &mine, "--origin", "https://evil.test"],
+            "allowed_origins of the route",
+            &*allowed,
+            "allowed_origins: [\"https://evil.test\"]",
+        ),
+    ] {
+        let explain = |yaml: &str| {
+            let (_dir, path) = file(yaml);
+            run(&[&["explain", "-c", &path, "--url", "ws://gate.test/ws"], args].concat(), b"")
+        };
+        let refused = explain(&yaml);
+        assert!(refused.code == 1 && refused.out.contains(says), "{}", refused.out);
+        let let_in = explain(&yaml.replace(from, to));
+        assert_eq!(let_in.code, 0, "{}", let_in.out);
+    }
+}
+
 #[test]
 fn what_is_no_request_or_no_file_is_exit_code_2() {
     let (_dir, path) = file(&yaml("ws://127.0.0.1:1"));
@@ -187,11 +220,16 @@ fn check_warns_of_what_is_probably_not_meant() {
          - {{ id: same, routes: [main], secrets: [{{ plain: aaaaaaaaaaaaaaaaaaaaaaaa }}] }}\n\
          - {{ id: late, routes: [main], expires_at: {soon}, secrets: [{{ sha256: \"{}\" }}] }}\n\
          - {{ id: both, routes: [main], secrets: [{{ sha256: \"{}\" }}, {{ sha256: \"{}\" }}] }}\n\
-         - {{ id: lost, routes: [open], secrets: [{{ sha256: \"{}\" }}] }}\n",
+         - {{ id: lost, routes: [open], secrets: [{{ sha256: \"{}\" }}] }}\n\
+         - {{ id: gone, routes: [main], expires_at: 2020-01-01, secrets: [{{ sha256: \"{}\" }}] }}\n\
+         - {{ id: left, routes: [main], secrets: [{{ sha256: \"{}\" }}, {{ sha256: \"{}\", valid_until: 2020-01-01 }}] }}\n",
         digest("11"),
         digest("22"),
         digest("33"),
         digest("44"),
+        digest("55"),
+        digest("66"),
+        digest("77"),
     );
     let (_dir, path) = file(&yaml);
     let told = run(&["check", &path], b"");
@@ -205,6 +243,8 @@ fn check_warns_of_what_is_probably_not_meant() {
         "this secret of the key \"same\" is short enough to be guessed",
         "the key \"both\" has two secrets without an end",
         "the key \"lost\" opens no route",
+        "the key \"gone\" has expired",
+        "this secret of the key \"left\" has expired",
         "tickets are signed with a random secret of this process",
     ] {
         assert!(told.err.contains(says), "{says}: {}", told.err);

@@ -221,12 +221,12 @@ class Proxy:
     `edit` is what the page says about changing it: pairs of a text of the example and what stands there instead.
     """
 
-    def __init__(self, name, files, start, reload, ports, front=8080, edit=()):
+    def __init__(self, name, files, start, reload, ports, front=8080, edit=(), ready=lambda port: True):
         self.directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=SCRATCH))
         self.ports = {8080: free_port(), **ports}
         self.port = self.ports[front]
         self.files = {file: self.placed(edited(example(block), edit)) for file, block in files.items()}
-        self.start, self.reload_command = start, reload
+        self.start, self.reload_command, self.ready = start, reload, ready
         self.write()
 
     def placed(self, text):
@@ -244,7 +244,7 @@ class Proxy:
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, cwd=self.directory,
                                         env={**os.environ, "HOME": str(self.directory)})
         try:
-            until(self.answers, f"{command[0]} listens")
+            until(lambda: self.answers() and self.ready(self.port), f"{command[0]} listens")
         except (TimeoutError, ChildProcessError) as fault:
             self.__exit__()
             raise SystemExit(f"{fault}\n{(self.directory / 'log').read_text()}") from fault
@@ -373,6 +373,15 @@ def envoy(block, *, filters=None, chat=9000, **ports):
     return Proxy(block, files, start, compose, **ports)
 
 
+def traefik(block, **ports):
+    """Its file is watched. It asks nobody whether there is a newer version, and reports to nobody."""
+    start = lambda proxy: [os.environ["TRAEFIK"], f"--entryPoints.web.address=127.0.0.1:{proxy.port}",
+                           "--providers.file.filename=dynamic.yaml", "--global.checkNewVersion=false",
+                           "--global.sendAnonymousUsage=false"]
+    # It listens before it has read its file, and knows no router until then.
+    return Proxy(block, {"dynamic.yaml": block}, start, lambda proxy: None, ready=lambda port: status(port) != 404, **ports)
+
+
 def wsbouncer(block, *, keys=None, **ports):
     def start(proxy):
         proxy.files["wsbouncer.yaml"] += "admin: off\n"
@@ -449,6 +458,13 @@ def check_remedies(ports):
             report(f"{title}: {line}: 101, and the key stays there",
                    client.status == 101 and KEY not in client.seen, f"{client.status} {client.seen}")
             client.close()
+    line = remedy('headers: { customRequestHeaders: { X-Api-Key: "" } }')
+    edit = [("    key:\n", f"    hide: {{ {line} }}\n    key:\n"), ("[key]", "[key, hide]")]
+    with traefik("traefik-forward-auth", ports=ports, edit=edit) as proxy:
+        client = Client(proxy.port, shows(KEY))
+        report(f"Traefik: {line}: 101, and the key stays there",
+               client.status == 101 and KEY not in client.seen, f"{client.status} {client.seen}")
+        client.close()
     exact = remedy('"~^Laptop-Example-Key-0123456789$"')
     with nginx("nginx-map", ports=ports, edit=[(f'"{KEY}"', exact)]) as proxy:
         seen = status(proxy.port, shows(KEY)), status(proxy.port, shows(KEY.swapcase()))
@@ -471,6 +487,7 @@ def main():
         "HAProxy": version(["haproxy", "-v"], r"version ([\d.]+)"),
         "Caddy": version(["caddy", "version"], r"v?([\d.]+)"),
         "Envoy": version([os.environ["ENVOY"], "--version"], r"/([\d.]+)/"),
+        "Traefik": version([os.environ["TRAEFIK"], "version"], r"Version:\s+([\d.]+)"),
     }
 
     rows = [
@@ -482,13 +499,14 @@ def main():
         ("Caddy", "forward_auth", lambda: caddy("caddy-forward-auth", ports=ports)),
         ("Envoy", "RBAC", lambda: envoy("envoy-rbac", ports=ports)),
         ("Envoy", "ext_authz", lambda: envoy("envoy-rbac", filters="envoy-ext-authz", ports=ports)),
+        ("Traefik", "ForwardAuth", lambda: traefik("traefik-forward-auth", ports=ports)),
     ]
     for program, way, make in rows:
         authorizer.keys = {KEY: "laptop", OTHER: "dashboard"}
         authorizer.allows = "200 OK\r\nContent-Length: 0" if program == "Envoy" else "204 No Content"
         with case(f"{program}, {way}"), make() as proxy:
             # Where a service knows the keys, it forgets one, and there is nothing for the proxy to read again.
-            asks = way in ("auth_request", "forward_auth", "ext_authz")
+            asks = way in ("auth_request", "forward_auth", "ext_authz", "ForwardAuth")
             row = observe(proxy, (lambda: authorizer.keys.pop(KEY)) if asks else proxy.remove_laptop)
             compare(f"{program}, {way},", versions[program], row)
 
@@ -512,7 +530,7 @@ def main():
             compare(f"wsbouncer, {BOUNCERS[name]},", "this version", observe(proxy, proxy.remove_laptop))
 
     # What stays in front: the answers of wsbouncer come through, and so does the end of a revoked connection.
-    fronts = {"nginx-front": nginx, "haproxy-front": haproxy, "caddy-front": caddy}
+    fronts = {"nginx-front": nginx, "haproxy-front": haproxy, "caddy-front": caddy, "traefik-front": traefik}
     for name, front in fronts.items():
         used = {**ports, 8090: free_port()}
         with case(name), wsbouncer("wsbouncer-keys", ports=used) as bouncer, front(name, ports=used) as proxy:
