@@ -1,8 +1,8 @@
 //! How keys and their secrets are used: what an operator wants to know before a secret is taken away. Kept beside the
 //! counts of what is open, and like them outside the rules, so that a reload forgets none of it.
 
+use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::clock::UnixTime;
 use crate::secret::Digest;
