@@ -28,7 +28,7 @@ pub fn run(data: &[u8]) {
     let foreign = foreign(bytes);
     match (own, foreign) {
         (Ok(Some(first)), Some(text)) => {
-            assert_eq!(first.text, text);
+            assert_eq!(*first.text, text);
             assert!(first.text.len() <= max_bytes && bytes.ends_with(&first.rest));
         }
         (Ok(Some(first)), None) => panic!("a first message to one only: {:?}", first.text),

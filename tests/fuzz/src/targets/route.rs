@@ -77,6 +77,7 @@ fn route(index: usize, host: &str, path: &str) -> Route {
             idle: None,
             max_lifetime: None,
             half_close: second,
+            write_stall: None,
             ping_interval: None,
             ping_timeout: second,
         },
