@@ -16,8 +16,8 @@ use crate::peer::Caller;
 use crate::route::{Route, RouteTable};
 use crate::trace_context::{TRACEPARENT, TRACESTATE, TraceContext};
 
-/// What nearly all heads fit into.
-const ROOM: usize = 4096;
+/// What nearly all heads fit into. All of it is wiped when the head is sent, so it should not be much larger.
+const ROOM: usize = 1024;
 
 /// The handshake as the upstream gets it. It may hold a secret: of `set_headers`, or the client's own where the route does
 /// not hide it.
@@ -32,6 +32,7 @@ pub fn upstream_request(
 ) -> Zeroizing<Vec<u8>> {
     let mut head = Head(Zeroizing::new(Vec::with_capacity(ROOM)));
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    head.make_room(target.len() + b"GET  HTTP/1.1\r\n".len());
     head.0.extend_from_slice(b"GET ");
     head.0.extend_from_slice(target.as_bytes());
     head.0.extend_from_slice(b" HTTP/1.1\r\n");
@@ -141,7 +142,17 @@ fn write_trace(parts: &Parts, nominated: &[&str], entry: &Entry, line: &mut impl
 struct Head(Zeroizing<Vec<u8>>);
 
 impl Head {
+    /// Room for so many bytes more. A vector that grows by itself leaves its old place behind as it was.
+    fn make_room(&mut self, more: usize) {
+        if self.0.capacity() - self.0.len() < more {
+            let mut larger = Zeroizing::new(Vec::with_capacity(2 * self.0.capacity() + more));
+            larger.extend_from_slice(&self.0);
+            self.0 = larger;
+        }
+    }
+
     fn line(&mut self, name: &str, value: &[u8]) {
+        self.make_room(name.len() + value.len() + b": \r\n\r\n".len());
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b": ");
         push_value(&mut self.0, value);
