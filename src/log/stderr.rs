@@ -1,5 +1,5 @@
 //! Standard error as a place that may be full, or closed, or a pipe that nobody reads: then lines are lost, and counted,
-//! and no tunnel waits for them.
+//! and tunnels wait for none of them longer than `PATIENCE`.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::LazyLock;
