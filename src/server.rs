@@ -161,22 +161,25 @@ async fn end_all(proxy: &Proxy) {
 
 /// A socket for each worker on one address: the kernel gives each connection to one of them, and wakes nobody else.
 fn bind_shared(address: SocketAddr) -> io::Result<Vec<net::TcpListener>> {
-    // Alone first: sockets that share an address do so with those of any other process of the same user, too.
-    let alone = bind(address, "listen")?;
-    let address = alone.local_addr()?;
+    let cannot = |error: io::Error| cannot_bind(&error, "listen", address);
+    // Alone first: sockets that share an address do so with those of any other process of the same user, too. It does not
+    // listen, because it is closed again, and whoever came in between would be thrown out.
+    let alone = open(address, false).map_err(cannot)?;
+    let address = alone.local_addr()?.as_socket().unwrap_or(address);
     drop(alone);
-    (0..worker::count()).map(|_| open(address, true).map_err(|error| cannot_bind(&error, "listen", address))).collect()
+    (0..worker::count()).map(|_| open(address, true).and_then(listening).map_err(cannot)).collect()
 }
 
 fn bind(address: SocketAddr, what: &str) -> io::Result<net::TcpListener> {
-    open(address, false).map_err(|error| cannot_bind(&error, what, address))
+    open(address, false).and_then(listening).map_err(|error| cannot_bind(&error, what, address))
 }
 
 fn cannot_bind(error: &io::Error, what: &str, address: SocketAddr) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: cannot bind {address}: {error}"))
 }
 
-fn open(address: SocketAddr, is_shared: bool) -> io::Result<net::TcpListener> {
+/// A socket on this address that does not listen yet.
+fn open(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(is_shared)?;
@@ -187,6 +190,10 @@ fn open(address: SocketAddr, is_shared: bool) -> io::Result<net::TcpListener> {
         socket.set_only_v6(false)?;
     }
     socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn listening(socket: Socket) -> io::Result<net::TcpListener> {
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

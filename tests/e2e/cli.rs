@@ -1,6 +1,7 @@
 //! The commands: what they print where, and how they end.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -10,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::support::frames::text;
 use crate::support::head::status;
+use crate::support::wait::eventually_some;
 use crate::support::{Backend, Gate, KEY, Wire, alice, small, stand, ws};
 
 fn command() -> Command {
@@ -105,6 +107,39 @@ fn serve_on_a_port_that_is_taken_is_1() {
     let (code, _, err) = run(&["serve", "--config", &file], "");
     assert_eq!(code, 1, "{err}");
     assert!(err.contains(&gate.addr.to_string()), "{err}");
+}
+
+/// A port as a busy process leaves it behind: with connections that the system remembers for a minute. To get such a port
+/// takes a moment. Not the address that clients connect from: a socket may be given the very port that it connects to.
+fn busy_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    for _ in 0..4000 {
+        let mut client = TcpStream::connect(address).unwrap();
+        drop(listener.accept().unwrap());
+        client.read_to_end(&mut Vec::new()).unwrap();
+    }
+    address
+}
+
+/// It looks whether the port is free before it listens there; who connects meanwhile must not notice.
+#[test]
+fn the_first_connection_to_a_process_that_starts_is_served() {
+    for _ in 0..6 {
+        let address = busy_port();
+        let first = move || {
+            let connect = || (0..100_000).find_map(|_| TcpStream::connect(address).ok());
+            let mut stream = eventually_some("somebody listens", connect);
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        };
+        let client = std::thread::spawn(first);
+        let gate = Gate::start(&format!("listen: {address}\n{}", small(&Backend::echo(), "")));
+        let answer = client.join().unwrap().expect("whoever got in is not thrown out");
+        assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+        drop(gate);
+    }
 }
 
 #[test]
