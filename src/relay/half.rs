@@ -12,9 +12,9 @@ use crate::frame::Follower;
 use crate::write_last::WriteLast;
 
 /// What one read takes at most. Larger ones save system calls on large frames.
-const SCRATCH: usize = 256 * 1024;
+const SCRATCH: usize = 512 * 1024;
 /// Reads of one half before the other half has its turn.
-pub(super) const TURNS: usize = 16;
+pub(super) const TURNS: usize = 8;
 
 thread_local! {
     /// Shared by all tunnels of a thread: nothing stays in it from one poll to the next.
