@@ -17,6 +17,8 @@ use crate::cap::Cap;
 use crate::desk::Desks;
 use crate::socket::keepalive;
 
+/// Connections that wait to be accepted.
+pub const BACKLOG: u16 = 4096;
 /// Pauses between attempts to accept when descriptors or memory are out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Nobody needs to be told more often than this that it is so.
@@ -25,7 +27,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 const BATCH: usize = 32;
 
 /// Accepts until its task is dropped.
-pub async fn accept(listener: TcpListener, desks: &Desks) {
+pub async fn accept(listener: Arc<TcpListener>, desks: &Desks) {
     #[expect(
         deprecated,
         reason = "its successor is unsafe for types that may change their descriptor; this one cannot"
@@ -77,6 +79,21 @@ pub async fn accept(listener: TcpListener, desks: &Desks) {
             }
         }
         yield_now().await;
+    }
+}
+
+/// Accepts whoever the system has let in already: to close a listener throws them out without an answer. They come too late
+/// for a drain, and are told so.
+pub fn accept_the_rest(listener: &TcpListener, desks: &Desks) {
+    for _ in 0..=BACKLOG {
+        if !desks.room().has_place() {
+            return;
+        }
+        match accept_one(listener) {
+            Ok((stream, address)) => desks.welcome(stream, address),
+            Err(error) if is_about_one_connection(&error) => desks.proxy().metrics.accept_failed(),
+            Err(_) => return,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::end::Cause;
+use crate::listener;
 use crate::notify_socket::NotifySocket;
 use crate::proxy::Proxy;
 use crate::reload::Reloader;
@@ -33,8 +34,6 @@ pub struct Server {
 
 /// What a collector gets for the last spans.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 4096;
 /// Descriptors that are kept for files, the admin listener and what else is not a tunnel; and for each worker.
 const RESERVED: u64 = 24;
 const RESERVED_BY_WORKER: u64 = 8;
@@ -194,7 +193,7 @@ fn open(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
 }
 
 fn listening(socket: Socket) -> io::Result<net::TcpListener> {
-    socket.listen(BACKLOG)?;
+    socket.listen(listener::BACKLOG.into())?;
     Ok(socket.into())
 }
 

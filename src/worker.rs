@@ -110,15 +110,12 @@ async fn work(
     scribe.spawn(log::keep_lines_together());
     let mut queue = JoinSet::new();
     queue.spawn(queue::serve());
+    let listeners: Vec<Arc<TcpListener>> = listeners.into_iter().map(Arc::new).collect();
     let mut accepting = JoinSet::new();
-    for listener in listeners {
-        let (desks, door) = (desks.clone(), door.clone());
-        accepting.spawn(async move {
-            listener::accept(listener, &desks).await;
-            drop(door);
-        });
+    for listener in &listeners {
+        let (listener, desks) = (listener.clone(), desks.clone());
+        accepting.spawn(async move { listener::accept(listener, &desks).await });
     }
-    drop(door);
     loop {
         tokio::select! {
             Some(arrival) = arrivals.recv() => arrival.begin(),
@@ -131,6 +128,8 @@ async fn work(
         }
     }
     accepting.shutdown().await;
+    listeners.into_iter().for_each(|listener| listener::accept_the_rest(&listener, &desks));
+    drop(door);
     loop {
         tokio::select! {
             Some(arrival) = arrivals.recv() => arrival.begin(),

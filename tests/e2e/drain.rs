@@ -94,6 +94,23 @@ fn while_it_drains_it_is_not_ready_and_takes_nobody() {
     assert_eq!(gate.exit().code(), Some(0));
 }
 
+/// The system has let them in: to be thrown out without a word would be no answer. More than are accepted in one turn.
+#[test]
+fn whoever_waits_to_be_accepted_is_answered() {
+    let backend = Backend::echo();
+    let mut gate = Gate::start(&small(&backend, "drain: { timeout: 20s, spread: 0s }\n"));
+    gate.signal(Signal::STOP);
+    let mut clients: Vec<Wire> = (0..400).map(|_| gate.send(alice())).collect();
+    gate.signal(Signal::TERM);
+    gate.signal(Signal::CONT);
+    let heads = clients.iter_mut().map(|client| crate::support::head::status(&client.read_head()));
+    let (served, refused): (Vec<u16>, Vec<u16>) = heads.partition(|status| *status == 101);
+    assert!(refused.iter().all(|status| *status == 503), "{refused:?}");
+    assert_eq!(served.len() + refused.len(), 400);
+    drop(clients);
+    assert_eq!(gate.exit().code(), Some(0));
+}
+
 #[test]
 fn closing_is_spread_so_that_not_all_come_back_at_once() {
     let (backend, mut gate) = stand_with("timeout: 30s, spread: 2s");
