@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 use http::header::{CONNECTION, HeaderName};
+use memchr::memchr3;
 
 /// The items of a list header, over all its lines (RFC 9110 section 5.6.1). A line that is not ASCII has none.
 pub fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
@@ -32,9 +33,8 @@ pub fn is_plain(text: &str) -> bool {
 
 /// Writes a value without what could end its line. It can be in no value by now; this is the last place to be sure of it.
 pub fn push_value(out: &mut Vec<u8>, value: &[u8]) {
-    let ends_line = |byte: u8| (byte == b'\r') | (byte == b'\n') | (byte == 0);
-    if value.iter().fold(false, |any, byte| any | ends_line(*byte)) {
-        out.extend(value.iter().copied().filter(|byte| !ends_line(*byte)));
+    if memchr3(b'\r', b'\n', 0, value).is_some() {
+        out.extend(value.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
     } else {
         out.extend_from_slice(value);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use memchr::memchr_iter;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -188,7 +189,13 @@ fn target_too_long() -> Denial {
 /// 400 `bad_handshake` with the first fault, 405 for CONNECT, 414, 431.
 pub fn vet(head: &[u8]) -> Result<(), Denial> {
     let text = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
-    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut from = 0;
+    let ends = memchr_iter(b'\n', text).chain([text.len()]);
+    let mut lines = ends.map(|end| {
+        let line = &text[from..end];
+        from = end + 1;
+        line.strip_suffix(b"\r").unwrap_or(line)
+    });
     vet_request_line(lines.next().unwrap_or_default())?;
     let mut fields = Fields::default();
     let mut count = 0;
