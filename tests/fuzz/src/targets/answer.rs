@@ -110,7 +110,10 @@ fn is_yes(lines: &Lines<'_>) -> bool {
         && matches!(values("sec-websocket-protocol")[..], [] | [b"chat" | b"v2"])
         && match values("sec-websocket-extensions")[..] {
             [] => true,
-            [line] => names(line).iter().all(|name| is(name, "permessage-deflate") || is(name, "foo")),
+            // Tokens, all of it (section 9.1).
+            [line] => {
+                line.is_ascii() && names(line).iter().all(|name| is(name, "permessage-deflate") || is(name, "foo"))
+            }
             _ => false,
         }
 }
