@@ -9,11 +9,12 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::clock;
+use crate::deflate::Deflate;
 use crate::judge::{Journal, judge};
 use crate::proxy::secret;
 use crate::stream::{Direction, Rng};
 use crate::talk::talk;
-use crate::upstream::read_head;
+use crate::upstream::{field, read_head};
 use crate::world::{Plan, ROUTES, Tunnel, World, lock};
 
 /// For a handshake that is answered, and for the other end and the log to say their part.
@@ -66,7 +67,11 @@ fn draw(world: &World, rng: &mut Rng) -> Tunnel {
         upstream: rng.below(world.upstreams.len() as u64) as usize,
         key,
         guest: lock(&world.guest).clone(),
-        compressed: rng.chance(50),
+        deflate: match rng.below(100) {
+            0..50 => Deflate::Off,
+            50..75 => Deflate::Alone,
+            _ => Deflate::Linked,
+        },
         plan,
         plan_at: clock::now() + life,
         begin: clock::now(),
@@ -93,7 +98,8 @@ async fn one(world: &World, journal: &Journal, tunnel: &Arc<Tunnel>) {
     };
     let total = &world.total;
     total.opened.fetch_add(1, SeqCst);
-    total.compressed.fetch_add(u64::from(tunnel.compressed), SeqCst);
+    total.alone.fetch_add(u64::from(tunnel.deflate == Deflate::Alone), SeqCst);
+    total.linked.fetch_add(u64::from(tunnel.deflate == Deflate::Linked), SeqCst);
     total.peak.fetch_max(total.now.fetch_add(1, SeqCst) + 1, SeqCst);
     let side = talk(world, tunnel, stream, &early, Direction::Up, std::future::pending()).await;
     *lock(&tunnel.client) = Some(side);
@@ -118,8 +124,8 @@ async fn open(world: &World, tunnel: &Tunnel) -> io::Result<Result<(TcpStream, V
     socket.bind(SocketAddr::new(source.into(), 0))?;
     let mut stream = socket.connect(world.proxy).await?;
     stream.set_nodelay(true)?;
-    let extensions =
-        if tunnel.compressed { "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" } else { "" };
+    let offer = tunnel.deflate.offer();
+    let extensions = offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}\r\n")).unwrap_or_default();
     let request = format!(
         "GET /{}/{} HTTP/1.1\r\nHost: soak.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Request-Id: t{}\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Api-Key: {}\r\n{extensions}\r\n",
@@ -134,7 +140,8 @@ async fn open(world: &World, tunnel: &Tunnel) -> io::Result<Result<(TcpStream, V
     if status != 101 {
         return Ok(Err(status));
     }
-    if !head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") || head.contains("permessage-deflate") != tunnel.compressed {
+    let agreed = field(&head, "sec-websocket-extensions");
+    if !head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") || agreed != tunnel.deflate.answer() {
         return Err(io::Error::other(format!("another answer than the upstream gave: {head:?}")));
     }
     Ok(Ok((stream, early)))

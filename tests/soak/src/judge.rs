@@ -94,6 +94,10 @@ fn bytes(world: &World, tunnel: &Tunnel, client: &Side, server: &Side, line: &Li
         world.total.bytes[at].fetch_add(from.sent, SeqCst);
         world.total.received[at].fetch_add(to.received, SeqCst);
         world.total.messages[at].fetch_add(to.received_messages, SeqCst);
+        let inflated = [to.inflated.messages, to.inflated.payload, to.inflated.plain];
+        for (total, more) in world.total.inflated.iter().zip(inflated) {
+            total.fetch_add(more, SeqCst);
+        }
     }
     world.total.pings.fetch_add(client.pings, SeqCst);
     world.total.complete.fetch_add(u64::from(complete), SeqCst);

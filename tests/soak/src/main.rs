@@ -4,6 +4,7 @@
 mod chaos;
 mod client;
 mod clock;
+mod deflate;
 mod judge;
 mod proxy;
 mod stream;
@@ -231,10 +232,9 @@ fn report(world: &World, proxy: &Proxy) {
     let total = &world.total;
     let count = |what: &std::sync::atomic::AtomicU64| what.load(SeqCst);
     println!(
-        "tunnels: {} opened, {} at a time, {} with permessage-deflate, {} to a clean end and complete",
+        "tunnels: {} opened, {} at a time, {} to a clean end and complete",
         count(&total.opened),
         count(&total.peak),
-        count(&total.compressed),
         count(&total.complete)
     );
     for (way, at) in [("up", 0), ("down", 1)] {
@@ -245,6 +245,13 @@ fn report(world: &World, proxy: &Proxy) {
             count(&total.messages[at])
         );
     }
+    let [messages, payload, plain] = total.inflated.each_ref().map(count);
+    println!(
+        "permessage-deflate: {} tunnels with no context takeover, {} with it; {messages} messages of {payload} bytes \
+         inflated to {plain} and compared",
+        count(&total.alone),
+        count(&total.linked)
+    );
     println!("Pings of the proxy: {}; ends whose Close found no place: {}", count(&total.pings), count(&total.no_word));
     println!("reloads: {} good, {} refused", count(&proxy.heard.reloads), count(&proxy.heard.failed_reloads));
     println!("events: {:?}", lock(&total.events));

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::stream::Close;
+use crate::deflate::Deflate;
+use crate::stream::{Close, Inflated};
 
 /// A moment that may come, once. 0: not yet.
 #[derive(Default, Debug)]
@@ -93,6 +94,7 @@ pub(crate) struct Side {
     pub(crate) received_messages: u64,
     /// Pings of the proxy.
     pub(crate) pings: u64,
+    pub(crate) inflated: Inflated,
     pub(crate) close: Option<Close>,
     /// The connection ended in the middle of a frame.
     pub(crate) inside: bool,
@@ -108,7 +110,7 @@ pub(crate) struct Tunnel {
     pub(crate) upstream: usize,
     pub(crate) key: Arc<Key>,
     pub(crate) guest: Arc<Guest>,
-    pub(crate) compressed: bool,
+    pub(crate) deflate: Deflate,
     pub(crate) plan: Plan,
     pub(crate) plan_at: u64,
     /// When the rules were looked at for it.
@@ -142,7 +144,9 @@ pub(crate) struct World {
 #[derive(Default)]
 pub(crate) struct Total {
     pub(crate) opened: AtomicU64,
-    pub(crate) compressed: AtomicU64,
+    /// Tunnels on which messages are deflated by themselves, and those where they refer to the ones before.
+    pub(crate) alone: AtomicU64,
+    pub(crate) linked: AtomicU64,
     pub(crate) now: AtomicU64,
     pub(crate) peak: AtomicU64,
     pub(crate) refused: Mutex<std::collections::BTreeMap<String, u64>>,
@@ -151,6 +155,8 @@ pub(crate) struct Total {
     pub(crate) bytes: [AtomicU64; 2],
     pub(crate) received: [AtomicU64; 2],
     pub(crate) messages: [AtomicU64; 2],
+    /// Deflated messages that have come, their payload, and what it inflated to.
+    pub(crate) inflated: [AtomicU64; 3],
     pub(crate) complete: AtomicU64,
     pub(crate) pings: AtomicU64,
     /// The proxy's word did not reach the client: in the middle of a frame, or of a full socket.
