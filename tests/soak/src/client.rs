@@ -29,12 +29,19 @@ pub(crate) async fn slot(world: Arc<World>, journal: Arc<Journal>, mut rng: Rng,
     while !world.is_finishing() {
         let tunnel = Arc::new(draw(&world, &mut rng));
         lock(&world.tunnels).insert(tunnel.number, tunnel.clone());
-        one(&world, &journal, &tunnel).await;
+        let found = one(&world, &journal, &tunnel).await;
         lock(&world.tunnels).remove(&tunnel.number);
         journal.forget(tunnel.number);
         let mut finish = world.finish.subscribe();
+        let mut life = world.life.subscribe();
+        let pause = async {
+            if found == Found::NobodyThere {
+                let _ = life.wait_for(|life| !Arc::ptr_eq(life, &tunnel.life)).await;
+            }
+            clock::sleep(rng.between(1, 500)).await;
+        };
         tokio::select! {
-            () = clock::sleep(rng.between(1, 500)) => {}
+            () = pause => {}
             _ = finish.wait_for(|finish| *finish) => {}
         }
     }
@@ -67,6 +74,7 @@ fn draw(world: &World, rng: &mut Rng) -> Tunnel {
         upstream: rng.below(world.upstreams.len() as u64) as usize,
         key,
         guest: lock(&world.guest).clone(),
+        life: world.life.borrow().clone(),
         deflate: match rng.below(100) {
             0..50 => Deflate::Off,
             50..75 => Deflate::Alone,
@@ -82,26 +90,45 @@ fn draw(world: &World, rng: &mut Rng) -> Tunnel {
     }
 }
 
-async fn one(world: &World, journal: &Journal, tunnel: &Arc<Tunnel>) {
+/// What a client finds behind the address.
+#[derive(PartialEq, Eq)]
+enum Found {
+    Proxy,
+    /// It has been told to stop, and the next one does not listen yet.
+    NobodyThere,
+}
+
+async fn one(world: &World, journal: &Journal, tunnel: &Arc<Tunnel>) -> Found {
     let opened = clock::within(PATIENCE, open(world, tunnel)).await;
-    let (stream, early) = match opened {
-        Some(Ok(Ok(open))) => open,
+    match opened {
+        Some(Ok(Ok((stream, early)))) => whole(world, journal, tunnel, stream, &early).await,
         Some(Ok(Err(status))) => {
             *lock(&world.total.refused).entry(status.to_string()).or_default() += 1;
             if !may_be_refused(world, tunnel, status) {
                 world.fault(format!("t{} is refused with {status}, and should not be", tunnel.number));
             }
-            return;
+            if status == 503 {
+                return Found::NobodyThere;
+            }
         }
-        Some(Err(error)) => return world.fault(format!("t{}: the handshake broke: {error}", tunnel.number)),
-        None => return world.fault(format!("t{}: no answer to the handshake", tunnel.number)),
-    };
+        Some(Err(_)) if tunnel.life.told_to_stop.has_come() => {
+            *lock(&world.total.refused).entry("nobody there".to_owned()).or_default() += 1;
+            return Found::NobodyThere;
+        }
+        Some(Err(error)) => world.fault(format!("t{}: the handshake broke: {error}", tunnel.number)),
+        None => world.fault(format!("t{}: no answer to the handshake", tunnel.number)),
+    }
+    Found::Proxy
+}
+
+/// An open tunnel until it is over, and judged.
+async fn whole(world: &World, journal: &Journal, tunnel: &Arc<Tunnel>, stream: TcpStream, early: &[u8]) {
     let total = &world.total;
     total.opened.fetch_add(1, SeqCst);
     total.alone.fetch_add(u64::from(tunnel.deflate == Deflate::Alone), SeqCst);
     total.linked.fetch_add(u64::from(tunnel.deflate == Deflate::Linked), SeqCst);
     total.peak.fetch_max(total.now.fetch_add(1, SeqCst) + 1, SeqCst);
-    let side = talk(world, tunnel, stream, &early, Direction::Up, std::future::pending()).await;
+    let side = talk(world, tunnel, stream, early, Direction::Up, std::future::pending()).await;
     *lock(&tunnel.client) = Some(side);
     total.now.fetch_sub(1, SeqCst);
     let told = async {
@@ -157,6 +184,7 @@ fn may_be_refused(world: &World, tunnel: &Tunnel, status: u16) -> bool {
         403 => tunnel.key.narrowed.begun.has_come(),
         // Removed before, or there again but not yet in force.
         404 => tunnel.route == 3,
+        503 => tunnel.life.told_to_stop.has_come(),
         502 => !upstream.is_up.load(SeqCst) || upstream.last_up.load(SeqCst) + AFTERMATH >= tunnel.begin,
         _ => false,
     }

@@ -17,20 +17,22 @@ use crate::stream::{Direction, Rng};
 use crate::talk::talk;
 use crate::world::{Tunnel, Upstream, World, lock};
 
-/// An address that is free now, and that no connection of anybody takes while the service is down: those have ports from
-/// 32768 on.
-pub(crate) fn reserve(rng: &mut Rng) -> io::Result<Upstream> {
-    let free = (0..100).find_map(|_| {
-        let port = rng.between(15_000, 32_000) as u16;
-        std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
-    });
-    let listener = free.ok_or_else(|| io::Error::other("no port is free"))?;
-    Ok(Upstream {
-        address: listener.local_addr()?,
-        life: watch::Sender::new(0),
-        is_up: false.into(),
-        last_up: 0.into(),
-    })
+/// Addresses that are free now, and that no connection of anybody takes while whoever has one is down: those have ports
+/// from 32768 on.
+pub(crate) fn reserve(rng: &mut Rng, count: usize) -> io::Result<Vec<SocketAddr>> {
+    let ports = (0..100).map(|_| rng.between(15_000, 32_000) as u16);
+    let free = ports.filter_map(|port| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    // All are held until the last is found, so that each is another.
+    let held: Vec<_> = free.take(count).collect();
+    if held.len() < count {
+        return Err(io::Error::other("no port is free"));
+    }
+    held.iter().map(std::net::TcpListener::local_addr).collect()
+}
+
+/// A service that does not run yet.
+pub(crate) fn upstream(address: SocketAddr) -> Upstream {
+    Upstream { address, life: watch::Sender::new(0), is_up: false.into(), last_up: 0.into() }
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -60,6 +60,13 @@ pub(crate) struct Guest {
     pub(crate) removed: Loss,
 }
 
+/// One process of the proxy.
+#[derive(Default, Debug)]
+pub(crate) struct Life {
+    /// Just before it was told to stop.
+    pub(crate) told_to_stop: Moment,
+}
+
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     /// Each number is a life of its own.
@@ -110,6 +117,8 @@ pub(crate) struct Tunnel {
     pub(crate) upstream: usize,
     pub(crate) key: Arc<Key>,
     pub(crate) guest: Arc<Guest>,
+    /// Of the process that it goes to, or of the one before that.
+    pub(crate) life: Arc<Life>,
     pub(crate) deflate: Deflate,
     pub(crate) plan: Plan,
     pub(crate) plan_at: u64,
@@ -129,6 +138,8 @@ pub(crate) fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 
 pub(crate) struct World {
     pub(crate) proxy: SocketAddr,
+    /// Of the last process that has said that it listens.
+    pub(crate) life: watch::Sender<Arc<Life>>,
     pub(crate) keys: Mutex<Vec<Arc<Key>>>,
     pub(crate) guest: Mutex<Arc<Guest>>,
     pub(crate) upstreams: Vec<Upstream>,
@@ -161,6 +172,7 @@ pub(crate) struct Total {
     pub(crate) pings: AtomicU64,
     /// The proxy's word did not reach the client: in the middle of a frame, or of a full socket.
     pub(crate) no_word: AtomicU64,
+    pub(crate) drains: AtomicU64,
 }
 
 impl World {
