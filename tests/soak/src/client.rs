@@ -19,6 +19,10 @@ use crate::world::{Plan, ROUTES, Tunnel, World, lock};
 
 /// For a handshake that is answered, and for the other end and the log to say their part.
 const PATIENCE: u64 = 60_000;
+/// Until a client opens its next tunnel, at most, in milliseconds.
+const PAUSE: u64 = 500;
+/// The same when all of them have waited for a new process of the proxy: no more of a rush than the first wave.
+const RETURN: u64 = 4000;
 /// What a change of the rules, or the end of a service, may still show in after it, in milliseconds.
 const AFTERMATH: u64 = 15_000;
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -35,10 +39,13 @@ pub(crate) async fn slot(world: Arc<World>, journal: Arc<Journal>, mut rng: Rng,
         let mut finish = world.finish.subscribe();
         let mut life = world.life.subscribe();
         let pause = async {
-            if found == Found::NobodyThere {
+            let most = if found == Found::NobodyThere {
                 let _ = life.wait_for(|life| !Arc::ptr_eq(life, &tunnel.life)).await;
-            }
-            clock::sleep(rng.between(1, 500)).await;
+                RETURN
+            } else {
+                PAUSE
+            };
+            clock::sleep(rng.between(1, most)).await;
         };
         tokio::select! {
             () = pause => {}

@@ -1,5 +1,5 @@
-//! The soak: thousands of tunnels through wsbouncer, with reloads, revocations, dying services and drains all the while;
-//! every byte compared with what the other end sent, every end explained, nothing left behind.
+//! The soak: thousands of tunnels through wsbouncer, with reloads, revocations, dying services and drains all the
+//! while; every byte compared with what the other end sent, every end explained, nothing left behind.
 
 mod chaos;
 mod client;
