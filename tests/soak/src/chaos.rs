@@ -23,8 +23,8 @@ pub(crate) struct Chaos {
     pub(crate) has_guest: bool,
     pub(crate) keys_made: u64,
     pub(crate) saved: u64,
-    /// How long a process of the proxy lives.
-    pub(crate) life: u64,
+    /// When the proxy is told to stop, in milliseconds from the beginning, the last one first.
+    pub(crate) drains: Vec<u64>,
 }
 
 pub(crate) fn new_key(number: u64) -> Arc<Key> {
@@ -39,15 +39,14 @@ pub(crate) fn new_key(number: u64) -> Arc<Key> {
 impl Chaos {
     pub(crate) async fn run(mut self) {
         let mut finish = self.world.finish.subscribe();
-        let mut drain_at = clock::now() + self.life;
+        let begin = clock::now();
         loop {
             tokio::select! {
                 () = clock::sleep(self.rng.between(500, 3000)) => {}
                 _ = finish.wait_for(|finish| *finish) => return,
             }
-            if clock::now() >= drain_at {
+            if self.drains.pop_if(|at| clock::now() >= begin + *at).is_some() {
                 self.drain().await;
-                drain_at = clock::now() + self.life;
             }
             match self.rng.below(100) {
                 0..15 => self.reload("reload with the same rules").await,

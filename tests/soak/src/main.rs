@@ -34,7 +34,7 @@ const KEYS: u64 = 20;
 /// What the proxy's memory may have grown by from the base line to the end, in KiB: the long run's peak is a higher one
 /// than that of the first wave, and the allocator keeps some of it.
 const MARGIN: u64 = 12 * 1024;
-/// So many processes of the proxy follow one another in a run: each but the last is told to stop after its part of it.
+/// So many processes of the proxy follow one another in the long run, for the same time each.
 const LIVES: u64 = 3;
 /// The first wave and the last one, in seconds.
 const FIRST: u64 = 15;
@@ -118,7 +118,7 @@ async fn soak(mut options: Options) -> io::Result<bool> {
     soak.wave(FIRST, None, End::AsPlanned).await;
     let base = settled(&proxy, before.files).await;
     println!("base line: {} descriptors, Pss {} KiB", base.files, base.memory);
-    let chaos = soak.chaos(seconds * 1000 / LIVES);
+    let chaos = soak.chaos((1..LIVES).rev().map(|life| seconds * 1000 * life / LIVES).collect());
     let peak = soak.wave(seconds, Some(chaos), End::AsPlanned).await;
     let after = settled(&proxy, base.files).await;
     println!("peak: {} descriptors, Pss {} KiB", peak.files, peak.memory);
@@ -185,7 +185,7 @@ impl Soak {
         Ok(Self { world, journal, proxy: Arc::new(proxy), rng, tunnels: options.tunnels })
     }
 
-    fn chaos(&mut self, life: u64) -> Chaos {
+    fn chaos(&mut self, drains: Vec<u64>) -> Chaos {
         Chaos {
             world: self.world.clone(),
             proxy: self.proxy.clone(),
@@ -195,7 +195,7 @@ impl Soak {
             has_guest: true,
             keys_made: KEYS,
             saved: 0,
-            life,
+            drains,
         }
     }
 
