@@ -37,6 +37,8 @@ ROUTES = {
 }
 # What has to be equal: the two verdicts, and what the client was told and sent at the end of the connection.
 COMPARED = ("behavior", "behaviorClose", "remoteCloseCode", "localCloseCode", "wasClean", "received")
+# The runner's own words for a verdict.
+SAID = "result"
 
 # What may differ, and why that is right. All of it is about the case's own bookkeeping or about who is quicker: what
 # the client was told at the end has to be the same, but where it says otherwise.
@@ -108,7 +110,7 @@ def run(url, chosen, output, at_a_time):
     seen = {}
     for case, entry in cases.items():
         report = json.loads(Path(output, entry["reportfile"]).read_text())
-        seen[case] = {field: report[field] for field in COMPARED}
+        seen[case] = {field: report[field] for field in (*COMPARED, SAID)}
     return seen
 
 
@@ -122,8 +124,8 @@ def differences(direct, through):
         one, other = direct.get(case), through.get(case)
         if one is None or other is None:
             yield case, {"ran": (one is not None, other is not None)}
-        elif one != other:
-            yield case, {field: (one[field], other[field]) for field in COMPARED if one[field] != other[field]}
+        elif what := {field: (one[field], other[field]) for field in COMPARED if one[field] != other[field]}:
+            yield case, what
 
 
 def explanation(route, case, direct, through):
@@ -155,6 +157,8 @@ def compare(route, direct, through):
         wrong += 1
         for field, (one, other) in what.items():
             print(f"  {case}: {field} is {short(one)} direct, {short(other)} on {route}  <- not explained")
+        if "ran" not in what:
+            print(f"  {case}: {short(through[case][SAID])}")
     for case in sorted(PING_IS_COUNTED & direct.keys() - found.keys()) if route in PINGED else ():
         wrong += 1
         print(f"  {case}: no Ping has come on {route}")

@@ -1,12 +1,12 @@
-//! What goes on all the while: reloads, revocations, routes that come and go, services that die.
+//! What goes on all the while: reloads, revocations, routes that come and go, services that die, drains.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use crate::clock;
-use crate::proxy::{Heard, Rules, save};
+use crate::drain::drain;
+use crate::proxy::{Proxy, Rules, save};
 use crate::stream::Rng;
 use crate::upstream::restart;
 use crate::world::{Guest, Key, World, lock};
@@ -16,14 +16,15 @@ const PATIENCE: u64 = 60_000;
 
 pub(crate) struct Chaos {
     pub(crate) world: Arc<World>,
-    pub(crate) heard: Arc<Heard>,
-    pub(crate) directory: PathBuf,
+    pub(crate) proxy: Arc<Proxy>,
     pub(crate) upstreams: Vec<SocketAddr>,
     pub(crate) rng: Rng,
     pub(crate) disabled: Vec<Arc<Key>>,
     pub(crate) has_guest: bool,
     pub(crate) keys_made: u64,
     pub(crate) saved: u64,
+    /// When the proxy is told to stop, in milliseconds from the beginning, the last one first.
+    pub(crate) drains: Vec<u64>,
 }
 
 pub(crate) fn new_key(number: u64) -> Arc<Key> {
@@ -38,10 +39,14 @@ pub(crate) fn new_key(number: u64) -> Arc<Key> {
 impl Chaos {
     pub(crate) async fn run(mut self) {
         let mut finish = self.world.finish.subscribe();
+        let begin = clock::now();
         loop {
             tokio::select! {
                 () = clock::sleep(self.rng.between(500, 3000)) => {}
                 _ = finish.wait_for(|finish| *finish) => return,
+            }
+            if self.drains.pop_if(|at| clock::now() >= begin + *at).is_some() {
+                self.drain().await;
             }
             match self.rng.below(100) {
                 0..15 => self.reload("reload with the same rules").await,
@@ -101,10 +106,10 @@ impl Chaos {
 
     /// A file with a fault changes nothing.
     async fn broken(&mut self) {
-        let before = self.heard.failed_reloads.load(SeqCst);
+        let before = self.proxy.heard.failed_reloads.load(SeqCst);
         let text = format!("{}\nnonsense: [", self.text());
         self.save(&text);
-        let heard = self.heard.clone();
+        let heard = self.proxy.heard.clone();
         self.until(move || heard.failed_reloads.load(SeqCst) > before, "a broken file is reported").await;
         self.world.happened("broken file");
         self.reload("file mended").await;
@@ -119,10 +124,22 @@ impl Chaos {
         }
     }
 
+    /// The proxy is told to stop, and another one takes its place.
+    async fn drain(&mut self) {
+        drain(&self.world, &self.proxy).await;
+        clock::sleep(self.rng.between(0, 500)).await;
+        match self.proxy.start_again().await {
+            Ok(()) => drop(self.world.life.send_replace(Arc::default())),
+            Err(error) => self.world.fault(format!("the proxy does not start again: {error}")),
+        }
+        self.world.happened("drained and started again");
+    }
+
     fn text(&mut self) -> String {
         self.saved += 1;
         let keys = lock(&self.world.keys).clone();
         Rules {
+            listen: self.proxy.address,
             upstreams: &self.upstreams,
             keys: &keys,
             disabled: &self.disabled,
@@ -133,16 +150,16 @@ impl Chaos {
     }
 
     fn save(&self, text: &str) {
-        if let Err(error) = save(&self.directory, text) {
+        if let Err(error) = save(&self.proxy.directory(), text) {
             self.world.fault(format!("the file cannot be saved: {error}"));
         }
     }
 
     async fn reload(&mut self, what: &'static str) {
-        let before = self.heard.reloads.load(SeqCst);
+        let before = self.proxy.heard.reloads.load(SeqCst);
         let text = self.text();
         self.save(&text);
-        let heard = self.heard.clone();
+        let heard = self.proxy.heard.clone();
         self.until(move || heard.reloads.load(SeqCst) > before, what).await;
         lock(&self.world.keys).iter().for_each(|key| key.in_force.comes());
         self.world.happened(what);

@@ -9,15 +9,20 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::clock;
+use crate::deflate::Deflate;
 use crate::judge::{Journal, judge};
 use crate::proxy::secret;
 use crate::stream::{Direction, Rng};
 use crate::talk::talk;
-use crate::upstream::read_head;
+use crate::upstream::{field, read_head};
 use crate::world::{Plan, ROUTES, Tunnel, World, lock};
 
 /// For a handshake that is answered, and for the other end and the log to say their part.
 const PATIENCE: u64 = 60_000;
+/// Until a client opens its next tunnel, at most, in milliseconds.
+const PAUSE: u64 = 500;
+/// The same when all of them have waited for a new process of the proxy: no more of a rush than the first wave.
+const RETURN: u64 = 4000;
 /// What a change of the rules, or the end of a service, may still show in after it, in milliseconds.
 const AFTERMATH: u64 = 15_000;
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -28,12 +33,22 @@ pub(crate) async fn slot(world: Arc<World>, journal: Arc<Journal>, mut rng: Rng,
     while !world.is_finishing() {
         let tunnel = Arc::new(draw(&world, &mut rng));
         lock(&world.tunnels).insert(tunnel.number, tunnel.clone());
-        one(&world, &journal, &tunnel).await;
+        let found = one(&world, &journal, &tunnel).await;
         lock(&world.tunnels).remove(&tunnel.number);
         journal.forget(tunnel.number);
         let mut finish = world.finish.subscribe();
+        let mut life = world.life.subscribe();
+        let pause = async {
+            let most = if found == Found::NobodyThere {
+                let _ = life.wait_for(|life| !Arc::ptr_eq(life, &tunnel.life)).await;
+                RETURN
+            } else {
+                PAUSE
+            };
+            clock::sleep(rng.between(1, most)).await;
+        };
         tokio::select! {
-            () = clock::sleep(rng.between(1, 500)) => {}
+            () = pause => {}
             _ = finish.wait_for(|finish| *finish) => {}
         }
     }
@@ -66,7 +81,12 @@ fn draw(world: &World, rng: &mut Rng) -> Tunnel {
         upstream: rng.below(world.upstreams.len() as u64) as usize,
         key,
         guest: lock(&world.guest).clone(),
-        compressed: rng.chance(50),
+        life: world.life.borrow().clone(),
+        deflate: match rng.below(100) {
+            0..50 => Deflate::Off,
+            50..75 => Deflate::Alone,
+            _ => Deflate::Linked,
+        },
         plan,
         plan_at: clock::now() + life,
         begin: clock::now(),
@@ -77,25 +97,45 @@ fn draw(world: &World, rng: &mut Rng) -> Tunnel {
     }
 }
 
-async fn one(world: &World, journal: &Journal, tunnel: &Arc<Tunnel>) {
+/// What a client finds behind the address.
+#[derive(PartialEq, Eq)]
+enum Found {
+    Proxy,
+    /// It has been told to stop, and the next one does not listen yet.
+    NobodyThere,
+}
+
+async fn one(world: &World, journal: &Journal, tunnel: &Arc<Tunnel>) -> Found {
     let opened = clock::within(PATIENCE, open(world, tunnel)).await;
-    let (stream, early) = match opened {
-        Some(Ok(Ok(open))) => open,
+    match opened {
+        Some(Ok(Ok((stream, early)))) => whole(world, journal, tunnel, stream, &early).await,
         Some(Ok(Err(status))) => {
             *lock(&world.total.refused).entry(status.to_string()).or_default() += 1;
             if !may_be_refused(world, tunnel, status) {
                 world.fault(format!("t{} is refused with {status}, and should not be", tunnel.number));
             }
-            return;
+            if status == 503 {
+                return Found::NobodyThere;
+            }
         }
-        Some(Err(error)) => return world.fault(format!("t{}: the handshake broke: {error}", tunnel.number)),
-        None => return world.fault(format!("t{}: no answer to the handshake", tunnel.number)),
-    };
+        Some(Err(_)) if tunnel.life.told_to_stop.has_come() => {
+            *lock(&world.total.refused).entry("nobody there".to_owned()).or_default() += 1;
+            return Found::NobodyThere;
+        }
+        Some(Err(error)) => world.fault(format!("t{}: the handshake broke: {error}", tunnel.number)),
+        None => world.fault(format!("t{}: no answer to the handshake", tunnel.number)),
+    }
+    Found::Proxy
+}
+
+/// An open tunnel until it is over, and judged.
+async fn whole(world: &World, journal: &Journal, tunnel: &Arc<Tunnel>, stream: TcpStream, early: &[u8]) {
     let total = &world.total;
     total.opened.fetch_add(1, SeqCst);
-    total.compressed.fetch_add(u64::from(tunnel.compressed), SeqCst);
+    total.alone.fetch_add(u64::from(tunnel.deflate == Deflate::Alone), SeqCst);
+    total.linked.fetch_add(u64::from(tunnel.deflate == Deflate::Linked), SeqCst);
     total.peak.fetch_max(total.now.fetch_add(1, SeqCst) + 1, SeqCst);
-    let side = talk(world, tunnel, stream, &early, Direction::Up, std::future::pending()).await;
+    let side = talk(world, tunnel, stream, early, Direction::Up, std::future::pending()).await;
     *lock(&tunnel.client) = Some(side);
     total.now.fetch_sub(1, SeqCst);
     let told = async {
@@ -118,8 +158,8 @@ async fn open(world: &World, tunnel: &Tunnel) -> io::Result<Result<(TcpStream, V
     socket.bind(SocketAddr::new(source.into(), 0))?;
     let mut stream = socket.connect(world.proxy).await?;
     stream.set_nodelay(true)?;
-    let extensions =
-        if tunnel.compressed { "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" } else { "" };
+    let offer = tunnel.deflate.offer();
+    let extensions = offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}\r\n")).unwrap_or_default();
     let request = format!(
         "GET /{}/{} HTTP/1.1\r\nHost: soak.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Request-Id: t{}\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Api-Key: {}\r\n{extensions}\r\n",
@@ -134,7 +174,8 @@ async fn open(world: &World, tunnel: &Tunnel) -> io::Result<Result<(TcpStream, V
     if status != 101 {
         return Ok(Err(status));
     }
-    if !head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") || head.contains("permessage-deflate") != tunnel.compressed {
+    let agreed = field(&head, "sec-websocket-extensions");
+    if !head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") || agreed != tunnel.deflate.answer() {
         return Err(io::Error::other(format!("another answer than the upstream gave: {head:?}")));
     }
     Ok(Ok((stream, early)))
@@ -150,6 +191,7 @@ fn may_be_refused(world: &World, tunnel: &Tunnel, status: u16) -> bool {
         403 => tunnel.key.narrowed.begun.has_come(),
         // Removed before, or there again but not yet in force.
         404 => tunnel.route == 3,
+        503 => tunnel.life.told_to_stop.has_come(),
         502 => !upstream.is_up.load(SeqCst) || upstream.last_up.load(SeqCst) + AFTERMATH >= tunnel.begin,
         _ => false,
     }

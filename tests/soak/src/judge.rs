@@ -81,6 +81,10 @@ fn bytes(world: &World, tunnel: &Tunnel, client: &Side, server: &Side, line: &Li
         if to.received > line.bytes[at] || line.bytes[at] > from.sent {
             faults.push(format!("{way}: {} sent, {} passed, {} received", from.sent, line.bytes[at], to.received));
         }
+        // Its Close stands behind everything that it has passed on.
+        if to.close.as_ref().is_some_and(|close| !close.is_ours()) && to.received != line.bytes[at] {
+            faults.push(format!("{way}: {} passed, {} received before the Close", line.bytes[at], to.received));
+        }
         if complete && (to.received != from.sent || line.bytes[at] != from.sent) {
             faults.push(format!("{way}: a clean end, and not all of it has come"));
         }
@@ -94,6 +98,10 @@ fn bytes(world: &World, tunnel: &Tunnel, client: &Side, server: &Side, line: &Li
         world.total.bytes[at].fetch_add(from.sent, SeqCst);
         world.total.received[at].fetch_add(to.received, SeqCst);
         world.total.messages[at].fetch_add(to.received_messages, SeqCst);
+        let inflated = [to.inflated.messages, to.inflated.payload, to.inflated.plain];
+        for (total, more) in world.total.inflated.iter().zip(inflated) {
+            total.fetch_add(more, SeqCst);
+        }
     }
     world.total.pings.fetch_add(client.pings, SeqCst);
     world.total.complete.fetch_add(u64::from(complete), SeqCst);
@@ -117,6 +125,7 @@ fn cause(world: &World, tunnel: &Tunnel, client: &Side, server: &Side, line: &Li
         "not_allowed_on_route" => (Some(4403), is_narrowed),
         "max_lifetime" => (Some(1001), ROUTES[tunnel.route] == "short"),
         "route_removed" => (Some(1012), ROUTES[tunnel.route] == "guest" && tunnel.guest.removed.begun.has_come()),
+        "drain" => (Some(1012), tunnel.life.told_to_stop.has_come()),
         _ => (None, false),
     };
     if !why {

@@ -6,18 +6,25 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::clock;
 use crate::judge::Journal;
 use crate::world::{Key, ROUTES, SHORT_LIFE, lock};
 
 /// What every secret begins with: neither the log nor an upstream may ever show it.
 pub(crate) const SECRET: &str = "soak-secret-of-";
+
+/// A drain ends the tunnels one after the other within this time.
+const SPREAD: &str = "3s";
+/// For a process to listen, and for one that was told to stop to end.
+const PATIENCE: u64 = 120_000;
 
 pub(crate) fn secret(key: &str) -> String {
     format!("{SECRET}{key}-0123456789")
@@ -25,6 +32,7 @@ pub(crate) fn secret(key: &str) -> String {
 
 /// What the file says.
 pub(crate) struct Rules<'a> {
+    pub(crate) listen: SocketAddr,
     pub(crate) upstreams: &'a [SocketAddr],
     pub(crate) keys: &'a [Arc<Key>],
     /// Revoked keys that are still there, turned off.
@@ -39,9 +47,9 @@ impl Rules<'_> {
 
     pub(crate) fn text(&self) -> String {
         let mut text = format!(
-            "# {}\nlisten: 127.0.0.1:0\nadmin: off\ntimeouts: {{ head: 10m }}\nlive_connections:\n  \
-             on_route_removed: {{ after: 500ms }}\nkeys:\n",
-            self.remark
+            "# {}\nlisten: {}\nadmin: off\ntimeouts: {{ head: 10m }}\ndrain: {{ timeout: 10m, spread: {SPREAD} }}\n\
+             live_connections:\n  on_route_removed: {{ after: 500ms }}\nkeys:\n",
+            self.remark, self.listen
         );
         for (keys, field) in [(self.keys, ""), (self.disabled, ", disabled: true")] {
             for key in keys {
@@ -80,15 +88,21 @@ impl Rules<'_> {
 pub(crate) struct Heard {
     pub(crate) reloads: AtomicU64,
     pub(crate) failed_reloads: AtomicU64,
+    pub(crate) drained: AtomicU64,
     listen: Mutex<Option<SocketAddr>>,
-    pub(crate) warnings: Mutex<BTreeMap<String, u64>>,
+    /// Each line, by its level and what it is about.
+    pub(crate) lines: Mutex<BTreeMap<String, u64>>,
     pub(crate) leaks: AtomicU64,
     stop: AtomicBool,
 }
 
+/// One process after the other, with one file and one log.
 pub(crate) struct Proxy {
-    child: Child,
+    binary: PathBuf,
+    child: Mutex<Child>,
     directory: PathBuf,
+    /// Where the numbers of our processes are to be found.
+    pids: Option<PathBuf>,
     pub(crate) heard: Arc<Heard>,
     pub(crate) address: SocketAddr,
 }
@@ -96,57 +110,107 @@ pub(crate) struct Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.heard.stop.store(true, SeqCst);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = child.kill();
+        let _ = child.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
 impl Proxy {
-    pub(crate) fn start(binary: &Path, text: &str, journal: &Arc<Journal>) -> io::Result<Self> {
+    pub(crate) async fn start(
+        binary: PathBuf,
+        text: &str,
+        address: SocketAddr,
+        journal: &Arc<Journal>,
+        pids: Option<PathBuf>,
+    ) -> io::Result<Self> {
         let directory = std::env::temp_dir().join(format!("wsbouncer-soak-{}", std::process::id()));
         fs::create_dir_all(directory.join("rules"))?;
-        let log = directory.join("log");
         save(&directory, text)?;
-        // A file: a pipe that nobody reads for a while would hold up whoever writes.
-        let child = Command::new(binary)
-            .args(["serve", "--log-format", "json", "--config"])
-            .arg(directory.join("rules/wsbouncer.yaml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log)?)
-            .spawn()?;
+        let child = Mutex::new(spawn(&binary, &directory)?);
         let heard = Arc::<Heard>::default();
-        let mut proxy = Self { child, directory, heard: heard.clone(), address: ([127, 0, 0, 1], 0).into() };
-        let (lines, journal) = (BufReader::new(File::open(&log)?), journal.clone());
+        let proxy = Self { binary, child, directory, pids, heard: heard.clone(), address };
+        let (lines, journal) = (BufReader::new(File::open(log(&proxy.directory))?), journal.clone());
         std::thread::spawn(move || listen(lines, &heard, &journal));
-        for _ in 0..600 {
-            let listens = *lock(&proxy.heard.listen);
-            if let Some(address) = listens {
-                proxy.address = address;
-                return Ok(proxy);
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        proxy.has_started().await?;
+        Ok(proxy)
+    }
+
+    /// Another process with the same file, when the one before has ended.
+    pub(crate) async fn start_again(&self) -> io::Result<()> {
+        lock(&self.heard.listen).take();
+        *lock(&self.child) = spawn(&self.binary, &self.directory)?;
+        self.has_started().await
+    }
+
+    async fn has_started(&self) -> io::Result<()> {
+        if let Some(path) = &self.pids {
+            fs::write(path, format!("{}\n{}\n", std::process::id(), self.pid()))?;
         }
-        Err(io::Error::other(format!("it does not listen: {}", fs::read_to_string(&log).unwrap_or_default())))
+        let listening = async {
+            while lock(&self.heard.listen).is_none() && self.is_running() {
+                clock::sleep(20).await;
+            }
+            clock::sleep(20).await;
+        };
+        let _ = clock::within(PATIENCE, listening).await;
+        let listens = *lock(&self.heard.listen);
+        if listens == Some(self.address) {
+            return Ok(());
+        }
+        let said = fs::read_to_string(log(&self.directory)).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().take(5).collect();
+        Err(io::Error::other(format!("it listens on {listens:?}, and has said at last: {last:?}")))
+    }
+
+    /// SIGTERM. The exit status, or nothing if it does not end.
+    pub(crate) async fn stop(&self) -> Option<ExitStatus> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw)?;
+        kill_process(pid, Signal::TERM).ok()?;
+        let ended = async {
+            loop {
+                if let Ok(Some(status)) = lock(&self.child).try_wait() {
+                    return status;
+                }
+                clock::sleep(20).await;
+            }
+        };
+        clock::within(PATIENCE, ended).await
     }
 
     pub(crate) fn directory(&self) -> PathBuf {
         self.directory.clone()
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    fn pid(&self) -> u32 {
+        lock(&self.child).id()
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(lock(&self.child).try_wait(), Ok(None))
     }
 
     /// Open descriptors, and memory in KiB (Pss).
     pub(crate) fn costs(&self) -> Costs {
         costs(self.pid())
     }
+}
+
+fn log(directory: &Path) -> PathBuf {
+    directory.join("log")
+}
+
+fn spawn(binary: &Path, directory: &Path) -> io::Result<Child> {
+    // A file: a pipe that nobody reads for a while would hold up whoever writes. The next process goes on with it.
+    let log = File::options().create(true).append(true).open(log(directory))?;
+    Command::new(binary)
+        .args(["serve", "--log-format", "json", "--config"])
+        .arg(directory.join("rules/wsbouncer.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
 }
 
 #[derive(Clone, Copy, Default)]
@@ -193,16 +257,14 @@ fn take(line: &str, heard: &Heard, journal: &Journal) {
     let message = event["message"].as_str().unwrap_or(line.trim());
     match message {
         "tunnel closed" => journal.note(&event),
-        "reloaded" => drop(heard.reloads.fetch_add(1, SeqCst)),
+        "reloaded" => _ = heard.reloads.fetch_add(1, SeqCst),
+        "drained" => _ = heard.drained.fetch_add(1, SeqCst),
         "listening" => *lock(&heard.listen) = event["listen"].as_str().and_then(|address| address.parse().ok()),
         _ => {}
     }
     let level = event["level"].as_str().unwrap_or("none");
-    if level == "ERROR" && message.contains("reload") {
+    if level == "ERROR" && message == "reload failed" {
         heard.failed_reloads.fetch_add(1, SeqCst);
     }
-    // Each key is one in plain text, which is warned about.
-    if level != "INFO" && message != "warning" {
-        *lock(&heard.warnings).entry(format!("{level} {message}")).or_default() += 1;
-    }
+    *lock(&heard.lines).entry(format!("{level} {message}")).or_default() += 1;
 }

@@ -92,7 +92,7 @@ impl Sender<'_> {
 
     /// Sends until the end. Whether the connection is to be dropped at once, and how.
     async fn run(&mut self) -> io::Result<Option<Plan>> {
-        let mut stream = Stream::new(self.tunnel.seed, self.own, self.tunnel.compressed);
+        let mut stream = Stream::new(self.tunnel.seed, self.own, self.tunnel.deflate);
         let mut frame = Vec::new();
         loop {
             self.answer_pings().await?;
@@ -107,6 +107,9 @@ impl Sender<'_> {
                 let ends_message = stream.next(&mut frame);
                 self.write(&frame).await?;
                 lock(self.sent).messages += u64::from(ends_message);
+                if ends_message {
+                    stream.take_plain();
+                }
                 if *self.heard.close.borrow() {
                     break;
                 }
@@ -170,7 +173,7 @@ pub(crate) async fn talk(
     killed: impl Future<Output = ()>,
 ) -> Side {
     let other = if own == Direction::Up { Direction::Down } else { Direction::Up };
-    let mut check = Check::new(Stream::new(tunnel.seed, other, tunnel.compressed));
+    let mut check = Check::new(Stream::new(tunnel.seed, other, tunnel.deflate));
     let (heard, sent) = (Heard::default(), std::sync::Mutex::new(Sent::default()));
     let salt = if own == Direction::Up { 11 } else { 12 };
     let mut rng = Rng::new(tunnel.seed ^ salt);
@@ -201,6 +204,7 @@ pub(crate) async fn talk(
         received: check.bytes,
         received_messages: check.messages,
         pings: check.ping_count,
+        inflated: check.inflated,
         inside: check.is_inside(),
         close: check.close,
         wrong,

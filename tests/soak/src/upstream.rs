@@ -17,20 +17,22 @@ use crate::stream::{Direction, Rng};
 use crate::talk::talk;
 use crate::world::{Tunnel, Upstream, World, lock};
 
-/// An address that is free now, and that no connection of anybody takes while the service is down: those have ports from
-/// 32768 on.
-pub(crate) fn reserve(rng: &mut Rng) -> io::Result<Upstream> {
-    let free = (0..100).find_map(|_| {
-        let port = rng.between(15_000, 32_000) as u16;
-        std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
-    });
-    let listener = free.ok_or_else(|| io::Error::other("no port is free"))?;
-    Ok(Upstream {
-        address: listener.local_addr()?,
-        life: watch::Sender::new(0),
-        is_up: false.into(),
-        last_up: 0.into(),
-    })
+/// Addresses that are free now, and that no connection of anybody takes while whoever has one is down: those have ports
+/// from 32768 on.
+pub(crate) fn reserve(rng: &mut Rng, count: usize) -> io::Result<Vec<SocketAddr>> {
+    let ports = (0..100).map(|_| rng.between(15_000, 32_000) as u16);
+    let free = ports.filter_map(|port| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    // All are held until the last is found, so that each is another.
+    let held: Vec<_> = free.take(count).collect();
+    if held.len() < count {
+        return Err(io::Error::other("no port is free"));
+    }
+    held.iter().map(std::net::TcpListener::local_addr).collect()
+}
+
+/// A service that does not run yet.
+pub(crate) fn upstream(address: SocketAddr) -> Upstream {
+    Upstream { address, life: watch::Sender::new(0), is_up: false.into(), last_up: 0.into() }
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -102,26 +104,22 @@ async fn connection(world: &World, mut stream: TcpStream, killed: impl Future<Ou
 async fn accept(world: &World, stream: &mut TcpStream) -> io::Result<Option<(Arc<Tunnel>, Vec<u8>)>> {
     stream.set_nodelay(true)?;
     let Some((head, early)) = read_head(stream).await? else { return Ok(None) };
-    let field = |name: &str| {
-        head.lines().find_map(|line| {
-            let (field, value) = line.split_once(':')?;
-            field.eq_ignore_ascii_case(name).then(|| value.trim())
-        })
-    };
-    let number = field("x-request-id").and_then(|id| id.strip_prefix('t')?.parse().ok());
+    let number = field(&head, "x-request-id").and_then(|id| id.strip_prefix('t')?.parse().ok());
     let tunnel = number.and_then(|number: u64| lock(&world.tunnels).get(&number).cloned());
-    let (Some(tunnel), Some(key)) = (tunnel, field("sec-websocket-key")) else {
+    let (Some(tunnel), Some(key)) = (tunnel, field(&head, "sec-websocket-key")) else {
         world.fault(format!("an upstream is asked what nobody asks: {head:?}"));
         return Ok(None);
     };
-    if field("x-auth-key-id") != Some(&*tunnel.key.name) || head.contains(crate::proxy::SECRET) {
+    if field(&head, "x-auth-key-id") != Some(&*tunnel.key.name) || head.contains(crate::proxy::SECRET) {
         world.fault(format!("the upstream of t{} sees another key: {head:?}", tunnel.number));
     }
-    let offered = field("sec-websocket-extensions").is_some_and(|value| value.contains("permessage-deflate"));
-    if offered != tunnel.compressed {
-        world.fault(format!("the upstream of t{} does not see the offer of its client", tunnel.number));
+    let offered = field(&head, "sec-websocket-extensions");
+    if offered != tunnel.deflate.offer() {
+        world
+            .fault(format!("the upstream of t{} does not see the offer of its client, but {offered:?}", tunnel.number));
     }
-    let extensions = if offered { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
+    let agreed = tunnel.deflate.answer();
+    let extensions = agreed.map(|agreed| format!("Sec-WebSocket-Extensions: {agreed}\r\n")).unwrap_or_default();
     let mut hash = Sha1::new();
     hash.update(key);
     hash.update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
@@ -132,6 +130,14 @@ async fn accept(world: &World, stream: &mut TcpStream) -> io::Result<Option<(Arc
     );
     stream.write_all(answer.as_bytes()).await?;
     Ok(Some((tunnel, early)))
+}
+
+/// The value of this field, whose name is in small letters or not.
+pub(crate) fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+    head.lines().find_map(|line| {
+        let (field, value) = line.split_once(':')?;
+        field.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
 }
 
 /// A head, and what came with it. `None`: the connection ended before.

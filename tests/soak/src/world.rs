@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::stream::Close;
+use crate::deflate::Deflate;
+use crate::stream::{Close, Inflated};
 
 /// A moment that may come, once. 0: not yet.
 #[derive(Default, Debug)]
@@ -59,6 +60,13 @@ pub(crate) struct Guest {
     pub(crate) removed: Loss,
 }
 
+/// One process of the proxy.
+#[derive(Default, Debug)]
+pub(crate) struct Life {
+    /// Just before it was told to stop.
+    pub(crate) told_to_stop: Moment,
+}
+
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     /// Each number is a life of its own.
@@ -93,6 +101,7 @@ pub(crate) struct Side {
     pub(crate) received_messages: u64,
     /// Pings of the proxy.
     pub(crate) pings: u64,
+    pub(crate) inflated: Inflated,
     pub(crate) close: Option<Close>,
     /// The connection ended in the middle of a frame.
     pub(crate) inside: bool,
@@ -108,7 +117,9 @@ pub(crate) struct Tunnel {
     pub(crate) upstream: usize,
     pub(crate) key: Arc<Key>,
     pub(crate) guest: Arc<Guest>,
-    pub(crate) compressed: bool,
+    /// Of the process that it goes to, or of the one before that.
+    pub(crate) life: Arc<Life>,
+    pub(crate) deflate: Deflate,
     pub(crate) plan: Plan,
     pub(crate) plan_at: u64,
     /// When the rules were looked at for it.
@@ -127,6 +138,8 @@ pub(crate) fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 
 pub(crate) struct World {
     pub(crate) proxy: SocketAddr,
+    /// Of the last process that has said that it listens.
+    pub(crate) life: watch::Sender<Arc<Life>>,
     pub(crate) keys: Mutex<Vec<Arc<Key>>>,
     pub(crate) guest: Mutex<Arc<Guest>>,
     pub(crate) upstreams: Vec<Upstream>,
@@ -142,7 +155,9 @@ pub(crate) struct World {
 #[derive(Default)]
 pub(crate) struct Total {
     pub(crate) opened: AtomicU64,
-    pub(crate) compressed: AtomicU64,
+    /// Tunnels on which messages are deflated by themselves, and those where they refer to the ones before.
+    pub(crate) alone: AtomicU64,
+    pub(crate) linked: AtomicU64,
     pub(crate) now: AtomicU64,
     pub(crate) peak: AtomicU64,
     pub(crate) refused: Mutex<std::collections::BTreeMap<String, u64>>,
@@ -151,10 +166,13 @@ pub(crate) struct Total {
     pub(crate) bytes: [AtomicU64; 2],
     pub(crate) received: [AtomicU64; 2],
     pub(crate) messages: [AtomicU64; 2],
+    /// Deflated messages that have come, their payload, and what it inflated to.
+    pub(crate) inflated: [AtomicU64; 3],
     pub(crate) complete: AtomicU64,
     pub(crate) pings: AtomicU64,
     /// The proxy's word did not reach the client: in the middle of a frame, or of a full socket.
     pub(crate) no_word: AtomicU64,
+    pub(crate) drains: AtomicU64,
 }
 
 impl World {
