@@ -35,17 +35,24 @@ pub(crate) fn upstream(address: SocketAddr) -> Upstream {
     Upstream { address, life: watch::Sender::new(0), is_up: false.into(), last_up: 0.into() }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(4096)
+/// On a busy machine the life before may not have noticed yet that it is over, and still have the port.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(4096)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 100 => clock::sleep(50).await,
+            done => return done,
+        }
+    }
 }
 
 /// One life: until the number of the life is another.
 pub(crate) async fn live(world: Arc<World>, index: usize) -> io::Result<()> {
     let upstream = &world.upstreams[index];
-    let listener = listen(upstream.address)?;
+    let listener = listen(upstream.address).await?;
     let mut life = upstream.life.subscribe();
     life.mark_unchanged();
     upstream.last_up.store(clock::now(), SeqCst);
