@@ -82,8 +82,8 @@ pub async fn accept(listener: Arc<TcpListener>, desks: &Desks) {
     }
 }
 
-/// Accepts whoever the system has let in already: to close a listener throws them out without an answer. They come too late
-/// for a drain, and are told so.
+/// Accepts whoever the system has let in already: to close a listener throws them out without an answer. The drain finds
+/// them with their handshakes under way.
 pub fn accept_the_rest(listener: &TcpListener, desks: &Desks) {
     for _ in 0..=BACKLOG {
         if !desks.room().has_place() {

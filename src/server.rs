@@ -163,14 +163,14 @@ fn bind_shared(address: SocketAddr) -> io::Result<Vec<net::TcpListener>> {
     let cannot = |error: io::Error| cannot_bind(&error, "listen", address);
     // Alone first: sockets that share an address do so with those of any other process of the same user, too. It does not
     // listen, because it is closed again, and whoever came in between would be thrown out.
-    let alone = open(address, false).map_err(cannot)?;
+    let alone = bound(address, false).map_err(cannot)?;
     let address = alone.local_addr()?.as_socket().unwrap_or(address);
     drop(alone);
-    (0..worker::count()).map(|_| open(address, true).and_then(listening).map_err(cannot)).collect()
+    (0..worker::count()).map(|_| bound(address, true).and_then(listening).map_err(cannot)).collect()
 }
 
 fn bind(address: SocketAddr, what: &str) -> io::Result<net::TcpListener> {
-    open(address, false).and_then(listening).map_err(|error| cannot_bind(&error, what, address))
+    bound(address, false).and_then(listening).map_err(|error| cannot_bind(&error, what, address))
 }
 
 fn cannot_bind(error: &io::Error, what: &str, address: SocketAddr) -> io::Error {
@@ -178,7 +178,7 @@ fn cannot_bind(error: &io::Error, what: &str, address: SocketAddr) -> io::Error 
 }
 
 /// A socket on this address that does not listen yet.
-fn open(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
+fn bound(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(is_shared)?;

@@ -105,8 +105,7 @@ fn whoever_waits_to_be_accepted_is_answered() {
     gate.signal(Signal::CONT);
     let heads = clients.iter_mut().map(|client| crate::support::head::status(&client.read_head()));
     let (served, refused): (Vec<u16>, Vec<u16>) = heads.partition(|status| *status == 101);
-    assert!(refused.iter().all(|status| *status == 503), "{refused:?}");
-    assert_eq!(served.len() + refused.len(), 400);
+    assert!(refused.iter().all(|status| *status == 503), "{} were served, and {refused:?}", served.len());
     drop(clients);
     assert_eq!(gate.exit().code(), Some(0));
 }
