@@ -335,7 +335,7 @@ struct Case {
 fn case(random: &mut Random) -> Case {
     let mut watch = Watch { strict: random.one_in(2), ..Watch::default() };
     if random.one_in(2) {
-        watch.ping = Some(Pinging { interval: Duration::from_millis(1), timeout: Duration::from_secs(60) });
+        watch.ping = Some(Pinging { interval: PING_INTERVAL, timeout: Duration::from_secs(60) });
     }
     if random.one_in(3) {
         let messages = Some(Rate { per_second: 20_000, burst: 10, delays: true });
@@ -345,6 +345,11 @@ fn case(random: &mut Random) -> Case {
     }
     Case { watch, stops: random.one_in(2) }
 }
+
+const PING_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Who falls silent does so for long enough to be asked, however coarse the clock's ticks are.
+const SILENCE: Duration = Duration::from_millis(5);
 
 /// Pongs that the client owes.
 type Owed = Arc<Mutex<VecDeque<Vec<u8>>>>;
@@ -370,8 +375,8 @@ async fn send(
                     return to;
                 }
                 bytes = &bytes[piece..];
-                if random.one_in(500) {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                if random.one_in(50) {
+                    tokio::time::sleep(SILENCE).await;
                 } else if random.one_in(3) {
                     tokio::task::yield_now().await;
                 }
