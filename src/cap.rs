@@ -17,10 +17,11 @@ pub enum Cap {
     WaitingPerAddress,
     /// None of the file, but of the system.
     OpenFiles,
+    Memory,
 }
 
 impl Cap {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Connections,
         Self::ConnectionsPerAddress,
         Self::ConnectionsOfRoute,
@@ -34,6 +35,7 @@ impl Cap {
         Self::Waiting,
         Self::WaitingPerAddress,
         Self::OpenFiles,
+        Self::Memory,
     ];
 
     /// Its label in the metric.
@@ -52,6 +54,7 @@ impl Cap {
             Self::Waiting => "max_waiting",
             Self::WaitingPerAddress => "max_waiting_per_address",
             Self::OpenFiles => "open_files",
+            Self::Memory => "memory",
         }
     }
 
@@ -71,6 +74,7 @@ impl Cap {
             Self::Waiting => "limits.max_waiting is reached",
             Self::WaitingPerAddress => "limits.max_waiting_per_address is reached",
             Self::OpenFiles => "the limit of open files is reached",
+            Self::Memory => "there is memory for no more connections",
         }
     }
 }

@@ -185,7 +185,7 @@ impl Denial {
     /// For whoever is one too many.
     pub fn full(cap: Cap) -> Self {
         let (reason, detail) = match cap {
-            Cap::Connections | Cap::Waiting | Cap::Declined | Cap::OpenFiles => {
+            Cap::Connections | Cap::Waiting | Cap::Declined | Cap::OpenFiles | Cap::Memory => {
                 (Reason::AtCapacity, "all connections are in use")
             }
             Cap::FailedAttempts => (Reason::TooManyAttempts, "too many failed attempts from this address"),

@@ -13,7 +13,6 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::cap::Cap;
 use crate::desk::Desks;
 use crate::socket::keepalive;
 
@@ -39,7 +38,7 @@ pub async fn accept(listener: Arc<TcpListener>, desks: &Desks) {
     let (mut followed, mut said) = (Weak::new(), None::<Instant>);
     loop {
         if !desks.room().has_place() {
-            desks.proxy().metrics.limit_reached(Cap::OpenFiles);
+            desks.proxy().metrics.limit_reached(desks.room().bounded_by());
             desks.room().wait_for_place().await;
         }
         let Ok(mut ready) = listener.readable().await else { return };

@@ -24,7 +24,7 @@ use crate::handshake::{self, Answerable};
 use crate::headers;
 use crate::issue::{self, Served};
 use crate::knock::{Asked, Asks, Knock, find, host};
-use crate::limit::{Arrived, Counts, Guest};
+use crate::limit::{Arrived, Counts, Guest, Space};
 use crate::log::{self, Entry};
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::{Caller, Peer};
@@ -87,9 +87,9 @@ pub(crate) enum Received {
 }
 
 impl Proxy {
-    /// With nothing open, and room for so many connections.
-    pub fn new(rules: Rules, room: usize) -> Self {
-        let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::with_room(room)));
+    /// With nothing open, and so much space for connections.
+    pub fn new(rules: Rules, space: Space) -> Self {
+        let (tunnels, counts) = (Arc::<Tunnels>::default(), Arc::new(Counts::within(space)));
         counts.set_limits(&rules.limits);
         let (spans, mut metrics) = (Arc::<Spans>::default(), Metrics::new(tunnels.clone(), counts.clone()));
         if BUILT_IN {

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::end::Cause;
+use crate::limit::Space;
 use crate::listener;
 use crate::notify_socket::NotifySocket;
 use crate::proxy::Proxy;
@@ -34,9 +35,6 @@ pub struct Server {
 
 /// What a collector gets for the last spans.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Descriptors that are kept for files, the admin listener and what else is not a tunnel; and for each worker.
-const RESERVED: u64 = 24;
-const RESERVED_BY_WORKER: u64 = 8;
 
 impl Server {
     /// Binds every address. `path` is watched for changes from [`Server::run`] on.
@@ -47,7 +45,7 @@ impl Server {
         let settings = config.settings.clone();
         let listeners = settings.listen.iter().map(|address| bind_shared(*address)).collect::<Result<_, _>>()?;
         let admin = settings.admin.map(|address| bind(address, "admin").and_then(TcpListener::from_std)).transpose()?;
-        let proxy = Arc::new(Proxy::new(config.rules, room_for_connections()));
+        let proxy = Arc::new(Proxy::new(config.rules, Space::of_this_process(worker::count())));
         let notify = Arc::new(NotifySocket::from_environment());
         let mut reloader = Reloader::new(path, settings, config.sources, proxy.clone(), notify.clone());
         reloader.warn(&config.warnings);
@@ -114,6 +112,7 @@ impl Server {
             routes = rules.routes.len(),
             keys = rules.keys.len(),
             room = self.proxy.counts.room().most(),
+            room_by = self.proxy.counts.room().bounded_by().word(),
             max_connections = self.proxy.counts.limits().max_connections,
             version = env!("CARGO_PKG_VERSION"),
             "listening"
@@ -195,17 +194,6 @@ fn bound(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
 fn listening(socket: Socket) -> io::Result<net::TcpListener> {
     socket.listen(listener::BACKLOG.into())?;
     Ok(socket.into())
-}
-
-/// Raises the limit of descriptors as far as it goes, and says for how many connections that is enough: two each.
-fn room_for_connections() -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
-    let workers = u64::try_from(worker::count()).unwrap_or(1);
-    let room = descriptors.saturating_sub(RESERVED + workers * RESERVED_BY_WORKER + descriptors / 64) / 2;
-    usize::try_from(room).unwrap_or(usize::MAX).max(1)
 }
 
 /// Two futures: told to stop (SIGTERM or SIGINT), and told so again.

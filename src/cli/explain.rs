@@ -11,13 +11,11 @@ use super::{ExplainArgs, OutputFormat, print, remark};
 use crate::config;
 use crate::denial::{Denial, Reason};
 use crate::head;
+use crate::limit::Space;
 use crate::peer::Peer;
 use crate::proxy::Proxy;
 use crate::rehearsal::Would;
 use crate::trail::Step;
-
-/// One request is rehearsed: there is room for it, and nobody else.
-const ROOM: usize = 16;
 
 pub fn run(args: &ExplainArgs) -> ExitCode {
     let config = match config::load(&args.config) {
@@ -34,7 +32,7 @@ pub fn run(args: &ExplainArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let proxy = Proxy::new(config.rules, ROOM);
+    let proxy = Proxy::new(config.rules, Space::ENDLESS);
     let story = Story::of(&proxy, SocketAddr::new(args.from, 0), bytes);
     let text = match args.format {
         OutputFormat::Human => story.for_people(&proxy),

@@ -6,6 +6,7 @@ mod here;
 mod network;
 mod room;
 mod shares;
+mod space;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ use self::network::Network;
 pub use self::room::Room;
 pub use self::shares::Limits;
 use self::shares::Shares;
+pub use self::space::Space;
 use crate::cap::Cap;
 use crate::clock::UnixTime;
 use crate::denial::Denial;
@@ -63,14 +65,14 @@ struct Open {
 
 impl Default for Counts {
     fn default() -> Self {
-        Self::with_room(usize::MAX)
+        Self::within(Space::ENDLESS)
     }
 }
 
 impl Counts {
-    /// With room for so many connections.
-    pub fn with_room(most: usize) -> Self {
-        let counts = Self { since: UnixTime::now(), open: Mutex::default(), room: Room::of(most) };
+    /// With so much space for connections.
+    pub fn within(space: Space) -> Self {
+        let counts = Self { since: UnixTime::now(), open: Mutex::default(), room: Room::within(space) };
         counts.set_limits(&Limits::default());
         counts
     }
@@ -87,7 +89,7 @@ impl Counts {
 
     /// Takes over the limits of new rules.
     pub fn set_limits(&self, limits: &Limits) {
-        let room = self.room.most();
+        let room = self.room.fit(limits.max_connections);
         let shares = limits.within(room);
         if let Some(wanted) = limits.max_connections.filter(|wanted| *wanted > shares.connections) {
             warn!(
@@ -408,6 +410,20 @@ mod tests {
         let fourth = counts.admit(&wanted(&route, &a));
         assert!(fourth.is_ok());
         assert_eq!(counts.keys(9).iter().map(|(_, open, _)| *open).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn what_memory_is_sure_to_be_enough_for_bounds_what_nobody_asked_for() {
+        let counts = Counts::within(Space { files: 1000, memory: 100 });
+        let room = |wanted| {
+            counts.set_limits(&Limits { max_connections: wanted, ..Limits::default() });
+            (counts.room().most(), counts.limits().max_connections, counts.room().bounded_by())
+        };
+        assert_eq!(room(None), (100, Some(97), Cap::Memory));
+        assert_eq!(room(Some(50)), (100, Some(50), Cap::Memory));
+        assert_eq!(room(Some(300)), (1000, Some(300), Cap::OpenFiles));
+        assert_eq!(room(Some(2000)), (1000, Some(969), Cap::OpenFiles));
+        assert_eq!(room(None), (100, Some(97), Cap::Memory));
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::denial::Reason;
 use crate::end::Cause;
 use crate::limit::Counts;
 use crate::log;
+use crate::relay;
 use crate::spans::Spans;
 use crate::tunnels::{Live, Tunnels};
 
@@ -326,6 +327,8 @@ impl Collector for LiveNumbers {
         number(&mut encoder, "connections_pending", text, self.counts.pending() as usize)?;
         let text = "Connections of the data port that the limit of open files has room for";
         number(&mut encoder, "connections_limit", text, room.most())?;
+        let text = "Memory for what one side has sent and the other does not take yet, of all tunnels";
+        number(&mut encoder, "buffered_bytes", text, relay::held())?;
         let lost = ConstCounter::new(log::lost());
         let text = "Lines of the log that could not be written";
         lost.encode(encoder.encode_descriptor("log_lines_lost", text, None, lost.metric_type())?)

@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
-use super::half::{BUFFER, Broken, Half, Kept, Side, TURNS};
+use super::buffers::{Kept, with_scratch};
+use super::half::{Broken, Half, Side, TURNS};
 use crate::end::{Breach, Cause};
 use crate::frame;
 use crate::random;
@@ -149,9 +150,8 @@ impl Farewell {
             if self.close.is_some() && written.is_pending() {
                 return Poll::Pending;
             }
-            let read = BUFFER.with_borrow_mut(|buffer| {
-                let mut buffer = ReadBuf::new(buffer);
-                let read = Pin::new(&mut *reader).poll_read(cx, &mut buffer);
+            let read = with_scratch(usize::MAX, |buffer| {
+                let read = Pin::new(&mut *reader).poll_read(cx, buffer);
                 self.take(half, buffer.filled());
                 read.map(|result| result.is_ok() && !buffer.filled().is_empty())
             });

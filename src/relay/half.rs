@@ -1,25 +1,18 @@
 //! One direction of a tunnel.
 
-use std::cell::RefCell;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::buffers::{Kept, with_scratch};
 use super::guard::{Cut, Excess, Guard, OUR_PING};
+
 use crate::frame::Follower;
 use crate::write_last::WriteLast;
 
-/// What one read takes at most. Larger ones save system calls on large frames.
-const SCRATCH: usize = 512 * 1024;
 /// Reads of one half before the other half has its turn.
 pub(super) const TURNS: usize = 8;
-
-thread_local! {
-    /// Shared by all tunnels of a thread: nothing stays in it from one poll to the next.
-    pub(super) static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
-}
 
 /// One end of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +112,8 @@ impl Half {
         R: AsyncRead + Unpin,
         W: WriteLast + Unpin,
     {
-        BUFFER.with_borrow_mut(|buffer| {
-            let mut buffer = ReadBuf::new(buffer);
-            match Pin::new(&mut *reader).poll_read(cx, &mut buffer) {
+        with_scratch(usize::MAX, |buffer| {
+            match Pin::new(&mut *reader).poll_read(cx, buffer) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Lost)),
                 Poll::Pending => return Poll::Pending,
@@ -164,10 +156,8 @@ impl Half {
         if room == 0 {
             return Poll::Pending;
         }
-        BUFFER.with_borrow_mut(|buffer| {
-            let most = room.min(buffer.len());
-            let mut buffer = ReadBuf::new(&mut buffer[..most]);
-            match Pin::new(&mut *reader).poll_read(cx, &mut buffer) {
+        with_scratch(room, |buffer| {
+            match Pin::new(&mut *reader).poll_read(cx, buffer) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Lost)),
                 Poll::Pending => return Poll::Pending,
@@ -283,97 +273,5 @@ impl Half {
 
     fn cut(&self) -> Option<Cut> {
         self.guard.as_ref().and_then(|guard| guard.cut)
-    }
-}
-
-/// What the writer refused. Nearly always nothing, and then it is a null pointer.
-#[derive(Default)]
-pub(super) struct Kept(Option<Box<Unsent>>);
-
-struct Unsent {
-    bytes: Vec<u8>,
-    sent: usize,
-    /// When the writer last took some of it, or when it began to wait.
-    since: Instant,
-}
-
-impl Kept {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
-    pub(super) fn len(&self) -> u64 {
-        self.0.as_ref().map_or(0, |unsent| (unsent.bytes.len() - unsent.sent) as u64)
-    }
-
-    /// Since when the writer has taken nothing of what waits for it. `None`: nothing waits.
-    pub(super) fn stuck_since(&self) -> Option<Instant> {
-        self.0.as_ref().map(|unsent| unsent.since)
-    }
-
-    /// Keeps these bytes behind those that are kept already.
-    pub(super) fn keep(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            let new = || Box::new(Unsent { bytes: Vec::new(), sent: 0, since: Instant::now() });
-            self.0.get_or_insert_with(new).bytes.extend_from_slice(bytes);
-        }
-    }
-
-    pub(super) fn poll_write<W: AsyncWrite + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: &mut W,
-    ) -> Poll<Result<(), ()>> {
-        let Some(unsent) = &mut self.0 else { return Poll::Ready(Ok(())) };
-        while unsent.sent < unsent.bytes.len() {
-            match ready!(Pin::new(&mut *writer).poll_write(cx, &unsent.bytes[unsent.sent..])) {
-                Ok(0) | Err(_) => return Poll::Ready(Err(())),
-                Ok(count) => {
-                    unsent.sent += count;
-                    unsent.since = Instant::now();
-                }
-            }
-        }
-        self.0 = None;
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes bytes that the end of the stream is to follow, and keeps the rest. Nothing is kept yet.
-    fn write_last<W: WriteLast + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: &mut W,
-        bytes: &[u8],
-    ) -> Result<(), ()> {
-        match Pin::new(&mut *writer).poll_write_last(cx, bytes) {
-            Poll::Ready(Ok(count)) if count == bytes.len() => Ok(()),
-            Poll::Ready(Ok(0) | Err(_)) => Err(()),
-            Poll::Ready(Ok(count)) => self.write_through(cx, writer, &bytes[count..]),
-            Poll::Pending => {
-                self.keep(bytes);
-                Ok(())
-            }
-        }
-    }
-
-    /// Writes bytes at once and keeps the rest. Nothing is kept yet.
-    fn write_through<W: AsyncWrite + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: &mut W,
-        bytes: &[u8],
-    ) -> Result<(), ()> {
-        let mut written = 0;
-        while written < bytes.len() {
-            match Pin::new(&mut *writer).poll_write(cx, &bytes[written..]) {
-                Poll::Ready(Ok(0) | Err(_)) => return Err(()),
-                Poll::Ready(Ok(count)) => written += count,
-                Poll::Pending => {
-                    self.keep(&bytes[written..]);
-                    break;
-                }
-            }
-        }
-        Ok(())
     }
 }

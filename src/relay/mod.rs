@@ -5,6 +5,7 @@
 //! followed as they pass, so that a Close of ours stands between two frames or nowhere. More than that is done only where
 //! a route asks for it, by a guard that other tunnels do not have.
 
+mod buffers;
 mod closing;
 mod control;
 mod guard;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+pub use self::buffers::{MEMORY_OF_EACH, held, memory_of_all};
 use self::closing::{Closing, Order};
 pub use self::control::Control;
 use self::control::ExpiryDate;

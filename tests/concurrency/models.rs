@@ -22,7 +22,7 @@ use crate::config::load_with;
 use crate::denial::{Denial, Reason};
 use crate::end::Cause;
 use crate::head::whole;
-use crate::limit::{Counts, Limits, Permit, Wanted};
+use crate::limit::{Counts, Limits, Permit, Space, Wanted};
 use crate::log::Entry;
 use crate::peer::Peer;
 use crate::proxy::{Proxy, Received};
@@ -302,7 +302,7 @@ fn guests_are_counted() {
 #[test]
 fn room_is_given_to_whoever_waits() {
     try_orders(|| {
-        let counts = Arc::new(Counts::with_room(1));
+        let counts = Arc::new(Counts::within(Space { files: 1, ..Space::ENDLESS }));
         let threads = [(); 3].map(|()| {
             let counts = counts.clone();
             thread::spawn(move || {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::support::client::plain_get;
-use crate::support::frames::{close, plain, text};
+use crate::support::frames::{close, masked_header, plain, plain_header, text};
 use crate::support::{Backend, Conn, Gate, KEY, Wire, alice, config, eventually, pause, route, small, ws};
 
 /// Another loopback address than clients usually have.
@@ -132,6 +132,34 @@ fn t112_an_upstream_that_does_not_read_is_closed_and_its_client_told() {
     client.read_to_close();
     drop((client, up));
     is_given_back(&gate, &backend, "write_stall");
+}
+
+/// One who does not read may have the gate hold half a megabyte for each direction; all of them together no such thing.
+#[test]
+fn t111_many_who_do_not_read_hold_no_more_than_a_few() {
+    const MANY: usize = 120;
+    // Frames that are looked at are buffered in another way.
+    for fields in ["", "limits: { max_message_bytes: 1GiB }"] {
+        let backend = Backend::manual();
+        let gate = Gate::start(&route(&backend, fields));
+        let before = gate.resident();
+        let mut all: Vec<(Wire, Conn)> = (0..MANY).map(|_| tunnel(&gate, &backend)).collect();
+        thread::scope(|scope| {
+            for (client, up) in &mut all {
+                client.send(masked_header(2, MUCH));
+                up.send(plain_header(2, MUCH));
+                scope.spawn(|| client.send_until_stuck(Duration::from_millis(300), MUCH));
+                scope.spawn(|| up.send_until_stuck(Duration::from_millis(300), MUCH));
+            }
+        });
+        let grown = gate.resident().saturating_sub(before);
+        let buffered = || gate.metric("wsbouncer_buffered_bytes", &[]);
+        println!("{} kB for {MANY} tunnels, {} bytes of it buffered", grown >> 10, buffered());
+        assert!(grown < 30 << 20, "{grown} bytes");
+        assert!((1e6..24e6).contains(&buffered()));
+        drop(all);
+        eventually("it buffers nothing", || buffered() == 0.0);
+    }
 }
 
 #[test]

@@ -16,6 +16,11 @@ DEADLINE = 40
 KEY = "alice-secret-0123456789"
 ROOM = 8
 WS_KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = base64.b64encode(hashlib.sha1((WS_KEY + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()).decode()
+SWITCHING = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    f"Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
+).encode()
 # What an allocator keeps of what was given back to it.
 KEPT = 12 << 20
 GAUGES = ("connections_open", "tunnels_open", "forwards_open", "key_tunnels_open")
@@ -34,9 +39,9 @@ def eventually(what, holds, deadline=DEADLINE):
 
 
 class Gate:
-    """`host` is where it runs; without one it is this machine."""
+    """`host` is where it runs; without one it is this machine. `enter` is done by the process before it is the gate."""
 
-    def __init__(self, yaml, host=None, env=None, log=None):
+    def __init__(self, yaml, host=None, env=None, log=None, enter=None):
         self.host = host
         self.directory = tempfile.TemporaryDirectory(prefix="wsbouncer-faults-")
         self.file = os.path.join(self.directory.name, "wsbouncer.yaml")
@@ -45,7 +50,7 @@ class Gate:
         self.process = subprocess.Popen(
             [os.environ["WSBOUNCER"], "serve", "--log-format", "json", "--config", self.file],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(self.log_file, "ab"),
-            env={**os.environ, **(env or {})}, preexec_fn=host.enter if host else None,
+            env={**os.environ, **(env or {})}, preexec_fn=host.enter if host else enter,
         )
         self.admin = None
         line = eventually("it listens", self.listening)
@@ -266,11 +271,7 @@ class Service:
                 while wire.recv(65536):
                     pass
                 return
-            accept = base64.b64encode(hashlib.sha1((WS_KEY + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest())
-            wire.sendall(
-                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-            )
+            wire.sendall(SWITCHING)
             if path == "/push":
                 while True:
                     wire.sendall(frame(2, b"p" * 1000))

@@ -11,6 +11,7 @@ import random
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import threading
 import time
 import traceback
 
-from gate import DEADLINE, KEY, ROOM, Client, Gate, Service, eventually, frame
+from gate import DEADLINE, KEY, ROOM, SWITCHING, Client, Gate, Service, eventually, frame
 from net import Host, Unavailable, Wire
 
 CLIENT, GATE_OUT, GATE_IN, SERVICE = "10.77.1.2", "10.77.1.1", "10.77.2.1", "10.77.2.2"
@@ -375,6 +376,105 @@ def too_few_descriptors_from_the_start(_):
     assert (soft, hard) == resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
+@contextlib.contextmanager
+def group_with_memory(limit):
+    """A control group with so much of it, and what a process does to be in it."""
+    for root, file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = os.path.join(root, f"wsbouncer-faults-{os.getpid()}")
+        try:
+            os.mkdir(group)
+        except OSError:
+            continue
+        try:
+            with open(os.path.join(group, file), "w") as limits:
+                limits.write(str(limit))
+        except OSError:
+            os.rmdir(group)
+            continue
+
+        def enter():
+            with open(os.path.join(group, "cgroup.procs"), "w") as processes:
+                processes.write(str(os.getpid()))
+
+        try:
+            yield enter
+        finally:
+            eventually("nobody is in the group", lambda: not open(os.path.join(group, "cgroup.procs")).read())
+            os.rmdir(group)
+        return
+    raise Unavailable("cannot make a control group for memory")
+
+
+def push_until_stuck(wires):
+    """Sends to all of them until none has taken anything for a while."""
+    chunk, last = b"x" * 65536, time.monotonic()
+    for wire in wires:
+        wire.setblocking(False)
+    while time.monotonic() < last + 1:
+        for wire in wires:
+            with contextlib.suppress(BlockingIOError):
+                wire.send(chunk)
+                last = time.monotonic()
+        time.sleep(0.01)
+
+
+def memory_for_so_many(_):
+    """As many tunnels as it finds room for in little memory, and all of them full: it goes on, and refuses one more."""
+    endless_from_service = struct.pack("!BBQ", 0x82, 127, 1 << 40)
+    endless_from_client = struct.pack("!BBQ4x", 0x82, 255, 1 << 40)
+
+    def with_small_buffers(wire):
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            wire.setsockopt(socket.SOL_SOCKET, option, 4096)
+        return wire
+
+    with contextlib.ExitStack() as undo:
+        enter = undo.enter_context(group_with_memory(40 << 20))
+        service = undo.enter_context(with_small_buffers(socket.create_server(("127.0.0.1", 0), backlog=100)))
+        gate = Gate(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\n"
+            f"keys: [{{ id: alice, secret: {KEY} }}]\nupstream: ws://127.0.0.1:{service.getsockname()[1]}\n",
+            enter=enter,
+        )
+        undo.callback(gate.end)
+        said = gate.line("listening")
+        assert said["room_by"] == "memory", said
+        most = said["max_connections"]
+        assert 64 < most <= said["room"] < 1500, said
+
+        def client(at):
+            # No address may have all of them.
+            wire = undo.enter_context(with_small_buffers(socket.socket()))
+            wire.bind((f"127.0.0.{2 + at % 2}", 0))
+            wire.settimeout(20)
+            wire.connect(("127.0.0.1", gate.port))
+            return Client(wire)
+
+        def tunnel(at):
+            down = client(at)
+            down.wire.sendall(down.head("/") + endless_from_client)
+            up = undo.enter_context(service.accept()[0])
+            assert b"\r\n\r\n" in up.recv(65536)
+            up.sendall(SWITCHING + endless_from_service)
+            assert down.read_head()[0] == 101
+            return [down.wire, up]
+
+        descriptors = gate.descriptors()
+        for _ in range(2):
+            ends = [end for at in range(most) for end in tunnel(at)]
+            assert client(most).ask()[0] == 503
+            push_until_stuck(ends)
+            assert gate.process.poll() is None, "it was killed"
+            kept = gate.metric("buffered_bytes")
+            assert 1 << 20 < kept < 40 << 20, kept
+            for end in ends:
+                end.close()
+            gate.is_empty()
+            assert gate.metric("buffered_bytes") == 0
+            eventually("its descriptors are closed", lambda: gate.descriptors() <= descriptors)
+        print(f"         {most} tunnels kept {int(kept) >> 10} KiB")
+
+
 # ---- the clock
 
 
@@ -514,7 +614,7 @@ NETWORK = [
     a_service_out_of_sight_is_not_waited_for,
     a_drain_does_not_wait_for_who_has_vanished,
 ]
-HOME = [no_room_for_the_log, no_descriptors, too_few_descriptors_from_the_start, the_clock_jumps]
+HOME = [no_room_for_the_log, no_descriptors, too_few_descriptors_from_the_start, memory_for_so_many, the_clock_jumps]
 
 
 def attempt(fault, net=None):

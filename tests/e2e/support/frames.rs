@@ -21,6 +21,11 @@ pub fn plain_header(opcode: u8, length: usize) -> Vec<u8> {
     header(0x80 | opcode, length, 0)
 }
 
+/// Of a frame whose mask changes nothing.
+pub fn masked_header(opcode: u8, length: usize) -> Vec<u8> {
+    [header(0x80 | opcode, length, 0x80), vec![0; 4]].concat()
+}
+
 pub fn text(payload: &str) -> Vec<u8> {
     masked(1, payload.as_bytes())
 }
