@@ -66,7 +66,7 @@ fn rules(keys: &str) -> Rules {
 }
 
 fn proxy(keys: &str) -> Arc<Proxy> {
-    Arc::new(Proxy::new(rules(keys), usize::MAX))
+    Arc::new(Proxy::new(rules(keys), Space::ENDLESS))
 }
 
 fn alice(more: &str) -> String {
