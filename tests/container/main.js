@@ -263,10 +263,11 @@ async function running() {
   });
   mount(secret, { 'keys.yaml': keys({ keep, old }) });
 
+  let line;
   await check('it starts as README says', async () => {
     const begin = Date.now();
     must('run', '-d', '--name', NAME, ...readme, ...here, '-v', `${rules}:/etc/wsbouncer:ro`, '-v', `${secret}:/etc/keys:ro`, IMAGE);
-    const line = await eventually('it listens', () => {
+    line = await eventually('it listens', () => {
       const lines = podman('logs', NAME).all.split('\n').filter((text) => text.startsWith('{')).map((text) => JSON.parse(text));
       return lines.find((entry) => JSON.stringify(entry).includes('"listening"'));
     });
@@ -297,6 +298,12 @@ async function running() {
     assert(file, `no limit at ${files.join(' nor ')}`);
     assert.strictEqual(fs.readFileSync(file, 'utf8').trim(), String(64 << 20));
     return `idle: ${resident().toFixed(1)} MB resident`;
+  });
+  await check('it lets in as many as that is enough for', () => {
+    const { room, room_by: by } = line.fields ?? line;
+    assert.strictEqual(by, 'memory');
+    assert(room > 1000 && room < 2500, room);
+    return `${room} connections`;
   });
   await check('the health check of the image says yes', () => { assert.strictEqual(healthcheck(), 0); });
   let kept, lost;
