@@ -60,7 +60,8 @@ fn connections_in(limit: u64, rules: u64, workers: usize) -> usize {
     usize::try_from(room.max(AT_LEAST)).unwrap_or(usize::MAX)
 }
 
-/// What the program takes, in bytes, and what is loaded now, twice: a reload has the old and the new at the same time (proc_pid_status(5)).
+/// What the program takes, in bytes, and what is loaded now, twice: a reload has the old and the new at the same time
+/// (proc_pid_status(5)).
 fn memory_of_rules() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kib = |name| {

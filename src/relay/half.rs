@@ -7,7 +7,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::buffers::{Kept, with_scratch};
 use super::guard::{Cut, Excess, Guard, OUR_PING};
-
 use crate::frame::Follower;
 use crate::write_last::WriteLast;
 

@@ -428,7 +428,12 @@ def memory_for_so_many(_):
             wire.setsockopt(socket.SOL_SOCKET, option, 4096)
         return wire
 
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 5000:
+        raise Unavailable("there are too few descriptors for memory to be what runs out")
     with contextlib.ExitStack() as undo:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         enter = undo.enter_context(group_with_memory(40 << 20))
         service = undo.enter_context(with_small_buffers(socket.create_server(("127.0.0.1", 0), backlog=100)))
         gate = Gate(
