@@ -32,7 +32,7 @@ impl Room {
             warn!(
                 wanted,
                 sure = memory,
-                "more connections are allowed than there is memory for if all of them need it"
+                "limits.max_connections allows more than there is memory for if all of them need it"
             );
         }
         if self.most.swap(most, Ordering::SeqCst) < most {

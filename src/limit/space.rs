@@ -34,7 +34,7 @@ impl Space {
     pub fn of_this_process(workers: usize) -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let memory = limit_of_memory(Path::new("/sys/fs/cgroup"), &groups);
-        let memory = memory.map(|limit| connections_in(limit, memory_of_rules(), workers));
+        let memory = memory.map(|limit| connections_in(limit, memory_taken(), workers));
         Self { files: connections_of(raise_limit_of_files(), workers), memory: memory.unwrap_or(usize::MAX) }
     }
 }
@@ -53,16 +53,16 @@ fn connections_of(descriptors: u64, workers: usize) -> usize {
     usize::try_from(room).unwrap_or(usize::MAX).max(1)
 }
 
-/// For how many connections so much memory is enough, whatever they do.
-fn connections_in(limit: u64, rules: u64, workers: usize) -> usize {
-    let rest = limit.saturating_sub(rules + relay::memory_of_all(workers) as u64);
+/// For how many connections so much memory is enough, whatever they do, where so much of it is taken.
+fn connections_in(limit: u64, taken: u64, workers: usize) -> usize {
+    let rest = limit.saturating_sub(taken + relay::memory_of_all(workers) as u64);
     let room = rest / (MEMORY_OF_CONNECTION + relay::MEMORY_OF_EACH as u64);
     usize::try_from(room.max(AT_LEAST)).unwrap_or(usize::MAX)
 }
 
 /// What the program takes, in bytes, and what is loaded now, twice: a reload has the old and the new at the same time
 /// (proc_pid_status(5)).
-fn memory_of_rules() -> u64 {
+fn memory_taken() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kib = |name| {
         let value = |line: &str| line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok();
@@ -140,6 +140,6 @@ mod tests {
         assert_eq!(connections_in(64 * MIB, 7 * MIB, 2), 1706);
         assert_eq!(connections_in(256 * MIB, 7 * MIB, 2), 9898);
         assert_eq!(connections_in(16 * MIB, 7 * MIB, 2), 64);
-        assert!(memory_of_rules() > MIB);
+        assert!(memory_taken() > MIB);
     }
 }

@@ -325,7 +325,7 @@ impl Collector for LiveNumbers {
         number(&mut encoder, "connections_open", text, room.open())?;
         let text = "Connections of the data port that are no tunnel yet, or never will be";
         number(&mut encoder, "connections_pending", text, self.counts.pending() as usize)?;
-        let text = "Connections of the data port that the limit of open files has room for";
+        let text = "Connections of the data port that there are open files and memory for";
         number(&mut encoder, "connections_limit", text, room.most())?;
         let text = "Memory for what one side has sent and the other does not take yet, of all tunnels";
         number(&mut encoder, "buffered_bytes", text, relay::held())?;

@@ -467,7 +467,8 @@ def memory_for_so_many(_):
         descriptors = gate.descriptors()
         for _ in range(2):
             ends = [end for at in range(most) for end in tunnel(at)]
-            assert client(most).ask()[0] == 503
+            status, body = client(most).ask("/")
+            assert (status, body.get("reason")) == (503, "at_capacity"), (status, body)
             push_until_stuck(ends)
             assert gate.process.poll() is None, "it was killed"
             kept = gate.metric("buffered_bytes")
@@ -478,6 +479,12 @@ def memory_for_so_many(_):
             assert gate.metric("buffered_bytes") == 0
             eventually("its descriptors are closed", lambda: gate.descriptors() <= descriptors)
         print(f"         {most} tunnels kept {int(kept) >> 10} KiB")
+        # Who asks for more in so many words gets it, and is warned.
+        with open(gate.file) as file:
+            yaml = file.read()
+        gate.write(f"{yaml}limits: {{ max_connections: {2 * most} }}\n")
+        gate.line("limits.max_connections allows more than there is memory for if all of them need it", sure=said["room"])
+        assert gate.metric("connections_limit") > said["room"]
 
 
 # ---- the clock
