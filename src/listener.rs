@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::setsockopt;
+use nix::{setsockopt_impl, sockopt_impl};
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -18,12 +20,30 @@ use crate::socket::keepalive;
 
 /// Connections that wait to be accepted.
 pub const BACKLOG: u16 = 4096;
+/// Seconds after which the system hands over a connection that has not said anything. Less there is not.
+const SILENCE: usize = 1;
 /// Pauses between attempts to accept when descriptors or memory are out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Nobody needs to be told more often than this that it is so.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Connections that are taken before those that are here have their turn.
 const BATCH: usize = 32;
+
+sockopt_impl!(
+    /// Seconds for which a connection that has not said anything is not handed over (tcp(7), `TCP_DEFER_ACCEPT`).
+    DeferAccept,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_DEFER_ACCEPT,
+    usize
+);
+
+/// Has the system hand a connection over together with its first bytes: to be woken for one that has none yet is half of
+/// what a refusal costs. Those who stay silent come a second later, and are given their time from then on.
+pub fn wait_for_words(listener: &TcpListener) {
+    // Where it cannot be had, connections come as early as ever.
+    let _ = setsockopt(listener, DeferAccept, &SILENCE);
+}
 
 /// Accepts until its task is dropped.
 pub async fn accept(listener: Arc<TcpListener>, desks: &Desks) {

@@ -165,7 +165,10 @@ fn bind_shared(address: SocketAddr) -> io::Result<Vec<net::TcpListener>> {
     let alone = bound(address, false).map_err(cannot)?;
     let address = alone.local_addr()?.as_socket().unwrap_or(address);
     drop(alone);
-    (0..worker::count()).map(|_| bound(address, true).and_then(listening).map_err(cannot)).collect()
+    let one = |_| bound(address, true).and_then(listening).map_err(cannot);
+    let all = (0..worker::count()).map(one).collect::<io::Result<Vec<_>>>()?;
+    all.iter().for_each(listener::wait_for_words);
+    Ok(all)
 }
 
 fn bind(address: SocketAddr, what: &str) -> io::Result<net::TcpListener> {
