@@ -227,3 +227,13 @@ fn every_test_of_a_threat_is_in_its_row() {
     }
     assert!(seen >= 100, "only {seen} tests seen");
 }
+
+/// A profile is for one compiler, to the letter; with any other the image would be built without it, and nobody would see.
+#[test]
+fn the_profile_is_for_the_compiler_of_the_image() {
+    let compiler = read("tests/bench/pgo/compiler");
+    let release = compiler.lines().find_map(|line| line.strip_prefix("release: ")).unwrap();
+    let minor = release.rsplit_once('.').unwrap().0;
+    let image = format!("docker.io/library/rust:{minor}-");
+    assert!(read("Dockerfile").contains(&image), "made with {release}; tests/bench/pgo/train makes it anew");
+}
