@@ -38,8 +38,8 @@ sockopt_impl!(
     usize
 );
 
-/// Has the system hand a connection over together with its first bytes: to be woken for one that has none yet is half of
-/// what a refusal costs. Those who stay silent come a second later, and are given their time from then on.
+/// Has the system hand a connection over together with its first bytes: to be woken for one that has none yet was a quarter
+/// of what a refusal cost. Those who stay silent come a second later, and are given their time from then on.
 pub fn wait_for_words(listener: &TcpListener) {
     // Where it cannot be had, connections come as early as ever.
     let _ = setsockopt(listener, DeferAccept, &SILENCE);
